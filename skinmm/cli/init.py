@@ -1,5 +1,6 @@
 """`skinmm init`: infer the columns of a user's table, and write a data configuration for it."""
 
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ def init(config: InitConfig) -> int:
     """Print inferred columns and first rows, write the configuration, print the next commands."""
     from skinmm.data.cohorts import load_cohort
     from skinmm.data.cohorts.tables import read_table
+    from skinmm.data.cohorts.targets import find_one_hot
     from skinmm.data.mapping import MAPPED, infer_columns
     from skinmm.images.finder import list_visible
     from skinmm.report.terminal import format_columns
@@ -45,8 +47,10 @@ def init(config: InitConfig) -> int:
     columns = infer_columns(table, {path.stem for path in pictures})
     print_line(f"{root / source}: {len(table):,} rows; {len(pictures):,} images below {root}")
     print_line(", ".join(f"{key} <- {columns.get(key, '(none)')}" for key in MAPPED))
-    is_labelled = bool({"target", "diagnosis"} & {*columns})
-    if unused := [str(column) for column in table if column not in columns.values()]:
+    marks = find_one_hot(table.drop(columns=list(columns.values())))
+    is_labelled = bool(marks or {"target", "diagnosis"} & {*columns})
+    taken = {*columns.values(), *marks}
+    if unused := [str(column) for column in table if column not in taken]:
         use = " (to use: data.columns=[age,sex,site,COLUMN])" if is_labelled else ""
         print_line(f"not used: {', '.join(unused)}{use}")
     folders = _find_folders(root, pictures, table.get(columns.get("image_id", ""), ()))
@@ -59,13 +63,8 @@ def init(config: InitConfig) -> int:
     except InputError as error:
         print_line(format_columns([*table], _format_rows(table.head(ROWS))))
         status = INCOMPLETE
-        if "image_id" in columns and is_labelled:
-            warn(f"{error}; correct {source} or the configuration")
-            edit = "which cannot be used before the correction"
-        else:
-            absent = "image_id" if is_labelled else "diagnosis or target"
-            warn(f"no column was recognised as {absent}; add `NAME: COLUMN` to columns in {file}")
-            edit = "which you must complete first"
+        problem, edit = _explain(str(error), columns, file)
+        warn(problem)
     else:
         names = [key for key in MAPPED if key in columns or key == "target"]
         print_line(f"first of {len(rows):,} rows ({int(rows['target'].sum()):,} malignant):")
@@ -79,10 +78,22 @@ def init(config: InitConfig) -> int:
     return status
 
 
+def _explain(error: str, columns: dict[str, str], file: Path) -> tuple[str, str]:
+    """Return what prevents the use of a configuration, and what it means for the configuration."""
+    absent = re.findall(r"\+data\.args\.columns\.(\w+)=COLUMN", error)
+    if not absent:
+        return error, "which cannot be used as it is"
+    line = f"{absent[-1]}: COLUMN"
+    how = f"add `{line}` to `columns`" if columns else f"write `columns: {{{line}}}`"
+    return f"{error.partition('; name it')[0]}; {how} in {file}", "which you must complete first"
+
+
 def _find_table(root: Path, named: str | None, pictures: list[Path]) -> str:
+    names = sorted(path.name for path in root.iterdir() if path.name.endswith(TABLE_SUFFIXES))
+    if named and not (root / named).is_file():
+        raise InputError(f"table={named}: no such file in {root}; it has {', '.join(names[:9])}")
     if named:
         return named
-    names = sorted(path.name for path in root.iterdir() if path.name.endswith(TABLE_SUFFIXES))
     if len(names) == 1:
         return names[0]
     if names:

@@ -91,6 +91,8 @@ def _prepare_arm(config: Config, folder: Path, overrides: list[str]) -> Arm:
     now = flatten(to_mapping(config))
     resumable = keys_with(Config, "resumable")
     ignored = (*resumable, *keys_with(Config, "per_start"))
+    if "auto" in (config.trainer.batch_size, config.optimizer.lr):
+        ignored = (*ignored, "optimizer.lr")  # which the run has chosen
     changed = [key for key in now | before if now.get(key) != before.get(key)]
     if fixed := [key for key in changed if not key.startswith(ignored)]:
         raise InputError(

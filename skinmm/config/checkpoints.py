@@ -1,6 +1,7 @@
 """Files of the setting `checkpoint`: from paths, run folders, patterns and included models."""
 
 import glob
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -81,7 +82,8 @@ def find_checkpoint(path: Path) -> Path:
         return file
     advice = "give a run folder or a file"
     if (path / "config.yaml").is_file():
-        advice = f"finish the run first: python train.py resume={path}"
+        resume = shlex.quote(f"resume={path}")
+        advice = f"if the run is unfinished, finish it: python train.py {resume}"
     raise InputError(f"checkpoint={path}: a folder without checkpoints/best.ckpt; {advice}")
 
 

@@ -115,6 +115,8 @@ def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
         )
     config = read_config(run / "config.yaml")
     for key in keys:
+        if key == "trainer.batch_size" and composed.trainer.batch_size == "auto":
+            continue  # the run has chosen a number
         section, _, name = key.rpartition(".")
         target = getattr(config, section) if section else config
         setattr(target, name, attrgetter(key)(composed))

@@ -35,7 +35,7 @@ def name_cohort(data: Mapping[str, Any]) -> str:
     """Return the adapter in `data`, or the name of the folder if the adapter reads any cohort."""
     name: str = data.get("name", "")
     folder = PurePath(data.get("root") or "").name if name in ANY_COHORT else ""
-    return folder or name
+    return name if folder in ("", "..", "~") else folder
 
 
 @dataclass
@@ -197,7 +197,7 @@ class TrainerConfig:
     max_epochs: int = shared(10, "maximum number of epochs", low=1, high=1_000_000, first=True)
     batch_size: int | str = setting(
         32,
-        "training rows per step and process; auto: as many as fit into the memory",
+        "training rows per step and process; auto: up to 256, as memory and data allow",
         low=1,
         high=100_000,
         shared=lambda size: size != "auto",

@@ -217,7 +217,7 @@ def suggest_columns(table: pd.DataFrame, *, has_labels: bool, has_setting: bool)
         columns["image_id"] = [n for n in names if table[n].is_unique and not _is_number(table[n])]
     if not _has_probabilities(table):
         columns["p_malignant"] = [n for n in names if _is_score(table[n])] or [
-            n for n in names if _SCORE.search(n)
+            n for n in names if _SCORE.search(n) and table[n].str.contains(r"\d").mean() > 1 / 2
         ]
     if not has_labels and not _has_truth(table):
         columns["target"] = [n for n in names if table[n].map(_is_truth).all()]

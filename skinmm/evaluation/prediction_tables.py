@@ -92,6 +92,8 @@ def join_labels(
     if joined[truth].isna().all(axis=None):
         raise InputError(f"{labels_path} has no label for any image of {path}")
     absent = ~image_ids["image_id"].isin(labels["image_id"])
+    if "error" in table:  # rows without a prediction need no label
+        absent &= table["error"].isna()
     if absent.any():
         count = format_count(int(absent.sum()), "image")
         raise InputError(

@@ -88,8 +88,9 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
         for number, (name, inputs) in enumerate(parts, start=1)
     }
     sections, tables, notes = build_comparison(systems, against, margin)
-    cohorts = {name_cohort(i.config.get("data", {})) or i.title for i in systems.values()}
-    title = f"Comparison on {cohorts.pop()}" if len(cohorts) == 1 else "Comparison"
+    settings = {i.title: i.config.get("data", {}) for i in systems.values()}
+    cohorts = {(name_cohort(data) or title, data.get("root")) for title, data in settings.items()}
+    title = f"Comparison on {cohorts.pop()[0]}" if len(cohorts) == 1 else "Comparison"
     facts = [format_count(len(systems), "system")]
     write_page(Path(output), title=title, facts=facts, sections=sections)
     return tables, notes

@@ -88,6 +88,9 @@ def choose_batch(module: Classifier, data: LesionData, trainer: pl.Trainer) -> N
     options, optimizer = config.trainer, config.optimizer
     if options.batch_size != "auto":
         return
+    if network.fitted_head is not None:
+        options.batch_size = TrainerConfig().rows  # not used
+        return
     device = trainer.strategy.root_device
     processes, free = _count_processes(trainer), find_free_memory(device)
     fixed = _count_fixed_bytes(network, config, on_gpu=device.type == "cuda")
@@ -105,7 +108,8 @@ def choose_batch(module: Classifier, data: LesionData, trainer: pl.Trainer) -> N
     module.card.config["trainer"] = asdict(options)
     module.card.config["optimizer"]["lr"] = optimizer.lr
     if is_leader():
-        print_line(f"chosen by the free memory: {text}")
+        room = "an unknown number of" if free is None else f"{max(fits, 0):,}"
+        print_line(f"chosen: {text} (memory for {room} rows; {updates:,} rows leave 20 updates)")
 
 
 def divide_batch(config: Config, trainer: pl.Trainer, fits: int) -> bool:

@@ -119,7 +119,8 @@ def test_a_table_without_labels_gets_a_configuration_to_complete(
     pd.read_csv(clinic / "list.csv", sep=";").drop(columns="result").to_csv(clinic / "list.csv")
     assert main(["init", str(clinic)]) == 3
     printed = capsys.readouterr()
-    assert "no column was recognised as diagnosis or target; add `NAME: COLUMN`" in printed.err
+    assert "no column target or diagnosis" in printed.err
+    assert "add `diagnosis: COLUMN` to `columns` in" in printed.err
     assert "to use: data.columns" not in printed.out
     assert "afterwards:" in printed.out
     assert (clinic / "conf" / "data" / "my_clinic.yaml").is_file()
@@ -132,8 +133,8 @@ def test_a_wrong_cell_does_not_make_the_configuration_incomplete(
     table.assign(geschlecht=["divers", *table["geschlecht"][1:]]).to_csv(clinic / "list.csv")
     assert main(["init", str(clinic)]) == 3
     printed = capsys.readouterr()
-    assert "correct list.csv or the configuration" in printed.err
-    assert "which cannot be used before the correction" in printed.out
+    assert "'divers'" in printed.err
+    assert "which cannot be used as it is" in printed.out
     table.to_csv(clinic / "list.csv")
     assert main(["init", str(clinic), "overwrite=true"]) == 0
     used = ["--config-dir", str(clinic / "conf"), "data=my_clinic", f"output={clinic / 'audit'}"]

@@ -76,6 +76,20 @@ def test_a_second_start_runs_only_unfinished_arms(
     assert metrics_of(studied / "focal")["test"] == whole["test"]
 
 
+def test_a_second_start_keeps_the_batch_that_an_arm_chose(tmp_path: Path) -> None:
+    arms = "++study.arms={age:['data.columns=[age]'],all:[]}"
+    argv = [PLAIN, arms, "trainer.batch_size=auto"]
+    assert quick_train(tmp_path, *argv) == 0
+    before = (tmp_path / "all" / "config.yaml").read_text()
+    assert "batch_size: auto" not in before
+    (tmp_path / "all" / "metrics.json").unlink()
+    assert quick_train(tmp_path, *argv) == 0
+    after = (tmp_path / "all" / "config.yaml").read_text()
+    assert [line for line in after.splitlines() if "resume:" not in line] == [
+        line for line in before.splitlines() if "resume:" not in line
+    ]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -58,8 +58,8 @@ def test_a_file_of_a_run_has_the_threshold_of_the_run(
     copy = tmp_path / "copy.csv"
     copy.write_bytes(file.read_bytes())
     assert cli.main(["report", str(copy), f"output={page}", "overwrite=true"]) == 0
-    warning = "WARNING: The decision threshold is unknown; 0.500 is assumed. A column "
-    warning += "`threshold` in the file states another."
+    warning = "WARNING: The decision threshold is unknown; 0.500 is assumed. To set it, "
+    warning += "add a column `threshold` with one value to the file."
     assert warning in capsys.readouterr().err.splitlines()
 
 

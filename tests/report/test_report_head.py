@@ -172,6 +172,9 @@ def test_sentences_on_a_clinic_have_their_condition_and_do_not_repeat_the_verdic
     inputs = replace(inputs, measured={**measured, "clinic": clinic})
     text = verdict(inputs)
     assert text.startswith("Not useful")
+    without = {"net_benefit_gain": {"value": 0.08, "low": None, "high": None}}
+    unknown = {**measured, "metrics": measured["metrics"] | without, "clinic": None}
+    assert "Not useful" not in verdict(replace(inputs, measured=unknown))
     assert "with lesions otherwise as in this test, the model is useful" in text
     assert "too" not in text.split()
     assert "no malignant lesion is flagged. The gain in net benefit" in restate_at_clinic(inputs)[0]

@@ -205,6 +205,7 @@ def test_all_folds_and_a_resumed_run_keep_the_chosen_batch(tmp_path: Path) -> No
     assert [(fold.trainer.rows, fold.optimizer.lr) for fold in folds] == [(8, 0.00015)] * 3
     for folder in (run, run / "fold_2"):
         (folder / "metrics.json").unlink()
-    assert train(f"resume={run}") == 0
+    assert train(f"resume={run}", "trainer.batch_size=auto") == 0
     assert (run / "fold_2" / "metrics.json").is_file()
-    assert read_config(run / "config.yaml").trainer == config.trainer
+    resumed = read_config(run / "config.yaml")
+    assert (resumed.trainer, resumed.optimizer) == (config.trainer, config.optimizer)

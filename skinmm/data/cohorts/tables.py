@@ -87,7 +87,8 @@ def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = (
     """
     if not path.exists():
         names = sorted(f.name for f in path.parent.glob("*") if f.name.endswith(TABLE_SUFFIXES))
-        others = f"; the folder has {', '.join(names)}, which skinmm init sets up" if names else ""
+        names[3:] = ["..."] if names[3:] else []
+        others = f"; for your own table ({', '.join(names)}) see skinmm init" if names else ""
         raise InputError(
             f"{path}: no such file; data.root must be the folder that contains it{others}"
         )

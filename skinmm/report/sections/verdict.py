@@ -57,7 +57,8 @@ def build_verdict(inputs: ReportInputs) -> Verdict:
             texts["weights"].format(format_number((1 - threshold) / threshold, 1), **counts)
         )
     if (limits := useful_prevalence(inputs)) and _rate(inputs) != "chance":
-        text = texts["range" if limits[1] < 1 else "range_from"]
+        ends = "range_to" if limits[0] <= 0 else "range"
+        text = texts[ends if limits[1] < 1 else "range_from"]
         lines[-1] += f" {text.format(*map(format_percent, limits))}"
     if clinic := inputs.measured.get("clinic"):
         gain = clinic["metrics"]["net_benefit_gain"]
@@ -86,8 +87,8 @@ def _rate(inputs: ReportInputs) -> str:
 
 
 def _is_useless(gain: Mapping[str, Any]) -> bool:
-    """Return whether a gain in net benefit, with all of its interval, is not above 0."""
-    highest = gain.get("high", gain.get("value"))
+    """Return whether neither a gain in net benefit nor its upper limit is above 0."""
+    highest = gain.get("value") if gain.get("high") is None else gain["high"]
     return highest is None or highest <= 0
 
 
