@@ -114,12 +114,13 @@ def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
             "runs lists run folders"
         )
     config = read_config(run / "config.yaml")
+    rows = config.trainer.batch_size
     for key in keys:
-        if key == "trainer.batch_size" and composed.trainer.batch_size == "auto":
-            continue  # the run has chosen a number
         section, _, name = key.rpartition(".")
         target = getattr(config, section) if section else config
         setattr(target, name, attrgetter(key)(composed))
+    if config.trainer.batch_size == "auto":
+        config.trainer.batch_size = rows  # that the run has chosen
     config.resume = str(run)
     check_settings(config)
     if config.final:

@@ -131,7 +131,10 @@ def test_the_whole_cohort_is_predicted_and_decided_alike(
     expected, predicted = (each.predict(table, pictures) for each in (ours, theirs))
     assert np.abs(expected[P].to_numpy() - predicted[P].to_numpy()).max() < 1e-4
     same = ["decision", "prediction_set", "error", "missing"]
-    pd.testing.assert_frame_equal(expected[same], predicted[same])
+    limits = np.array([*(load_card(checkpoint)[0].conformal or {})["limits"].values()])
+    is_apart = (np.abs(expected[P].to_numpy() - limits) > 1e-4).all(axis=1)
+    assert is_apart.mean() > 0.95  # other rows may be on different sides of a limit
+    pd.testing.assert_frame_equal(expected[is_apart][same], predicted[is_apart][same])
     np.testing.assert_allclose(predicted["ood"], expected["ood"], rtol=1e-3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     two = Predictor.from_checkpoints([checkpoint], "cpu", backend="onnx", concurrency=2)

@@ -81,6 +81,7 @@ def test_folds_pool_one_row_per_lesion_with_cached_features(root: Path, tmp_path
 
 def test_cached_features_give_the_same_predictions(root: Path, tmp_path: Path) -> None:
     more = (*settings(root), "model.freeze=true", "augment=none", "views=attention")
+    more = (*more, "trainer.precision=32")
     assert quick_train(tmp_path / "cached", *more) == 0
     # Two symmetries change the images in every step, so that nothing is cached.
     run = tmp_path / "decoded"
