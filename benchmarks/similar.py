@@ -1,7 +1,7 @@
 """Rate of `skinmm embed` against its network alone, and time of a query of `skinmm similar`.
 
     python benchmarks/similar.py search [ROWS=1000000] [DIM ...]
-    python benchmarks/similar.py embed FOLDER [IMAGES=256]
+    python benchmarks/similar.py embed FOLDER [IMAGES=256] [ROUNDS=3]
 
 `search`: random vectors in memory, as `EmbeddingIndex` stores them; median of 7 searches for 5
 rows. `embed`: images of a folder through an untrained EfficientNet-Lite0 at 224 px on the CPU, and
@@ -56,7 +56,7 @@ def measure_search(rows: int, dims: list[int]) -> None:
         del vectors, index
 
 
-def measure_embed(folder: Path, count: int) -> None:
+def measure_embed(folder: Path, count: int = 256, rounds: int = 3) -> None:
     """Print images per second of the whole command and of the network alone."""
     config = ModelConfig(name="tf_efficientnet_lite0", pretrained="false", image_size=224)
     network = Backbone(config).eval().requires_grad_(requires_grad=False)
@@ -71,7 +71,7 @@ def measure_embed(folder: Path, count: int) -> None:
         ],
     }
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
-    for _ in range(3):
+    for _ in range(rounds):
         for name, job in jobs.items():
             start = time.perf_counter(), time.process_time()
             job()
@@ -85,7 +85,7 @@ def measure_embed(folder: Path, count: int) -> None:
 if __name__ == "__main__":
     words = sys.argv[2:]
     if sys.argv[1] == "embed":
-        measure_embed(Path(words[0]), int(words[1]) if len(words) > 1 else 256)
+        measure_embed(Path(words[0]), *map(int, words[1:]))
     else:
         dims = [*map(int, words[1:])] or [384, 768, 1280]
         measure_search(int(words[0]) if words else 1_000_000, dims)

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -72,6 +73,14 @@ def list_words(words: Counter[str]) -> str:
 def format_count(count: int | float, noun: str) -> str:
     """Format `1 patient`, `2 patients`."""
     return f"{count:,.0f} {noun}{'' if count == 1 else 's'}"
+
+
+def suggest_path(path: Path | str) -> str:
+    """Return `; did you mean PATH?` with the nearest name in the folder of a path, or ""."""
+    folder = Path(path).parent
+    others = [str(other) for other in folder.iterdir()] if folder.is_dir() else []
+    nearest = get_close_matches(str(Path(path)), others, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def require_package(module: str, feature: str, extra: str) -> None:

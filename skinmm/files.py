@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import pandas as pd
 import yaml
 
-from skinmm.errors import InputError, one_line
+from skinmm.errors import InputError, one_line, suggest_path
 from skinmm.vocabulary import COLUMN_KEYS, column_key, format_cell
 
 IMAGE_SUFFIXES: Final = (
@@ -35,6 +35,11 @@ OTHER_PICTURES: Final = (
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 EXCEL_SUFFIXES: Final = (".xlsx", ".xlsm")
 TABLE_SUFFIXES: Final = (".csv", ".tsv", ".csv.gz", *PARQUET_SUFFIXES, *EXCEL_SUFFIXES)
+
+
+def list_tables(folder: Path) -> list[str]:
+    """Return the sorted names of the tables in a folder."""
+    return sorted(path.name for path in folder.glob("*") if path.name.endswith(TABLE_SUFFIXES))
 
 
 def read_table(path: Path | str, *, only: Collection[str] = ()) -> pd.DataFrame:
@@ -141,7 +146,7 @@ def _reading(path: Path | str) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+        raise InputError(f"{path}: no such file{suggest_path(path)}") from error
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: not UTF-8 text (it has the byte 0x{error.object[error.start]:02x}; the "

@@ -134,6 +134,9 @@ def test_other_encodings_are_refused_with_advice(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.csv: no such file"):
         read_table(tmp_path / "nowhere.csv")
+    near = write(tmp_path / "patients.csv", "image,sex\na,male\n")
+    with pytest.raises(InputError, match=rf"patient\.csv: no such file; did you mean {near}\?"):
+        read_table(tmp_path / "patient.csv")
     for suffix in (".csv.gz", ".parquet", ".xlsx"):
         path = write(tmp_path / f"broken{suffix}", "image,sex\na,male\n")
         with pytest.raises(InputError, match=rf"broken\{suffix}: cannot be read"):

@@ -11,7 +11,7 @@ import yaml
 from skinmm.config import DataConfig
 from skinmm.config.data_commands import InitConfig
 from skinmm.errors import InputError, print_line, require_new_output, warn
-from skinmm.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, atomic_write
+from skinmm.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, atomic_write, list_tables
 from skinmm.vocabulary import CONVERTERS
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _explain(error: str, columns: dict[str, str], file: Path) -> tuple[str, str]
 
 
 def _find_table(root: Path, named: str | None, pictures: list[Path]) -> str:
-    names = sorted(path.name for path in root.iterdir() if path.name.endswith(TABLE_SUFFIXES))
+    names = list_tables(root)
     if named and not (root / named).is_file():
         raise InputError(f"table={named}: no such file in {root}; it has {', '.join(names[:9])}")
     if named:

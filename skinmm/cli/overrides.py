@@ -68,7 +68,9 @@ def add_user_configs(argv: list[str]) -> list[str]:
             folder = value if separator else next(words, "")
         else:
             rest.append(word)
-    return rest if folder is None else [*rest, f"{_SEARCH_PATH}[{quote(_to_url(folder))}]"]
+    if folder is None:
+        return rest
+    return [*rest, f"{_SEARCH_PATH}[{quote(f'file://{Path(folder).absolute()}')}]"]
 
 
 def load_user_code(argv: list[str]) -> None:
@@ -87,10 +89,6 @@ def require_user_configs(argv: list[str]) -> None:
             folder = word.removeprefix(f"{_SEARCH_PATH}['file://").removesuffix("']")
             if not Path(folder).is_dir():
                 raise InputError(f"--config-dir or {USER_CONF}: {folder}: no such folder")
-
-
-def _to_url(folder: str) -> str:
-    return f"file://{Path(folder).absolute()}"
 
 
 def quote_override(override: str, schema: type[Any]) -> str:

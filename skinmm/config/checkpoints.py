@@ -3,11 +3,10 @@
 import glob
 import shlex
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from skinmm.errors import InputError, one_line, print_line
+from skinmm.errors import InputError, one_line, print_line, suggest_path
 
 ZOO: Final = Path(__file__).parents[1] / "zoo"
 """Models that come with the package: NAME.safetensors, NAME.md with its figures, and NAME.csv with
@@ -95,11 +94,9 @@ def find_checkpoints(setting: Any) -> list[Path]:
         is_name = Path(name).exists() or name.startswith((PREFIX, HUB_PREFIX))
         paths = [name] if is_name else sorted(glob.glob(name))  # noqa: PTH207
         if not paths:
-            siblings = glob.glob(f"{glob.escape(str(Path(name).parent))}/*")  # noqa: PTH207
-            nearest = get_close_matches(name, [path.removeprefix("./") for path in siblings], n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise InputError(
-                f"checkpoint={name}: no such file, and no file matches it as a pattern{hint}"
+                f"checkpoint={name}: no such file, and no file matches it as a pattern"
+                f"{suggest_path(name)}"
             )
         files.update(dict.fromkeys(map(find_checkpoint, map(Path, paths))))
     return list(files)

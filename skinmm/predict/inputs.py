@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinmm.errors import InputError
+from skinmm.errors import InputError, suggest_path
 from skinmm.files import (
     EXCEL_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -65,6 +65,7 @@ def fingerprint(source: str) -> str:
     except OSError as error:
         raise InputError(
             f"input={source}: no such file; give a table of lesions or a folder of images"
+            f"{suggest_path(source)}"
         ) from error
     return f"{status.st_size}|{status.st_mtime_ns}"
 

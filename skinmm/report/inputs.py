@@ -11,6 +11,7 @@ from typing import Any, Final
 import pandas as pd
 import yaml
 
+from skinmm.config import name_cohort
 from skinmm.config.checkpoints import FINAL
 from skinmm.errors import InputError, one_line, print_line, warn
 from skinmm.evaluation.call_rules import parse_costs
@@ -180,11 +181,13 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
     folders.insert(0, run)
     environment = _read_first(folders, "environment.json")
     metrics, config = read_mapping(run / "metrics.json"), _read_first(folders, "config.yaml")
-    positive = metrics.get("positive") or config.get("data", {}).get("positive") or None
+    data = config.get("data", {})
+    positive = metrics.get("positive") or data.get("positive") or None
     predictions = read_predictions(file, positive=positive, allow_one_class=True)
     tables = [(folder.name, _read_csv(folder / "history.csv")) for folder in folders]
     histories = [table.assign(run=name) for name, table in tables if not table.empty]
-    cohorts = (_read_csv(folder / "cohort.csv") for folder in folders[:2])
+    sources = {"source": {data.get("name"): name_cohort(data)}}
+    cohorts = (_read_csv(folder / "cohort.csv").replace(sources) for folder in folders[:2])
     return ReportInputs(
         title=run.resolve().name,
         day=date.fromisoformat(environment["date"]) if "date" in environment else _date(file),
@@ -268,12 +271,8 @@ def _describe_columns(names: Sequence[str]) -> list[str]:
     """Describe unused columns if no row names a patient or lesion."""
     if {"patient_id", "lesion_id"} & {*names}:
         return []
-    unused = [
-        n
-        for n in dict.fromkeys(names)
-        if n not in _USED and not n.startswith(("p_", "raw_", "half_"))
-    ]
-    if line := describe_unused_columns(unused):
+    unused = [n for n in names if n not in _USED and not n.startswith(("p_", "raw_", "half_"))]
+    if line := describe_unused_columns([*dict.fromkeys(unused)]):
         return [f"no column patient_id or lesion_id: every image counts as a patient; {line}"]
     return []
 

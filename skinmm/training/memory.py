@@ -7,7 +7,7 @@ to 1.35 times as high (docs/training.md); the rest is workspace of the kernels.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,24 @@ _RANGE: Final = (8, 256)  # rows per step that `auto` chooses; fewer only if no 
 _UPDATES: Final = 20  # per epoch that `auto` keeps
 _ROWS: Final = 2  # batch normalisation needs two
 _GB: Final = 1e9
+_WORTH_A_LINE: Final = 0.05 * _GB
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Bytes of a training step: in each process that shares the device, and for each row."""
+
+    processes: int
+    fixed: int
+    per_row: int
+
+    def count_bytes(self, rows: int) -> int:
+        """Return the bytes that steps of this many rows need in all processes."""
+        return self.processes * (self.fixed + rows * self.per_row)
+
+    def count_rows(self, free: int) -> int:
+        """Return the rows per step of each process that fit with certainty, perhaps none."""
+        return int((free / _MOST / self.processes - self.fixed) // max(self.per_row, 1))
 
 
 def require_memory(
@@ -43,21 +61,17 @@ def require_memory(
 
     Without `widths`, the widths of the record columns, the network takes images alone.
     """
-    device = trainer.strategy.root_device
     rows, side = config.trainer.rows, config.model.image_size
-    free = find_free_memory(device)
-    fixed = _count_fixed_bytes(network, config, on_gpu=device.type == "cuda")
-    if free is None or fixed + rows * side**2 * _MOST_OF_A_PIXEL < free:
+    free = find_free_memory(trainer.strategy.root_device)
+    if free is None or rows * side**2 * _MOST_OF_A_PIXEL < free:
         return
-    processes = _count_processes(trainer)
-    per_row = _count_row_bytes(network, config, trainer, widths)
-    needed = processes * (fixed + rows * per_row)
-    fits = _count_fitting_rows(free, processes, fixed, per_row)
+    step = _measure_step(network, config, trainer, widths)
+    fits, needed = step.count_rows(free), step.count_bytes(rows)
     if needed * _MOST > free and divide_batch(config, trainer, fits):
         rows = config.trainer.rows
-        needed = processes * (fixed + rows * per_row)
+        needed = step.count_bytes(rows)
     if needed * _MOST <= free:
-        if is_leader() and config.trainer.progress:
+        if is_leader() and config.trainer.progress and needed > _WORTH_A_LINE:
             sizes = f"{needed / _GB:.1f} GB for a step of {rows} rows, {free / _GB:.1f} GB are free"
             print_line(f"memory: about {sizes}")
         return
@@ -91,12 +105,10 @@ def choose_batch(module: Classifier, data: LesionData, trainer: pl.Trainer) -> N
     if network.fitted_head is not None:
         options.batch_size = TrainerConfig().rows  # not used
         return
-    device = trainer.strategy.root_device
-    processes, free = _count_processes(trainer), find_free_memory(device)
-    fixed = _count_fixed_bytes(network, config, on_gpu=device.type == "cuda")
-    per_row = _count_row_bytes(network, config, trainer, data.record_widths)
+    free = find_free_memory(trainer.strategy.root_device)
+    step = _measure_step(network, config, trainer, data.record_widths)
     least, largest = _RANGE
-    fits = largest if free is None else _count_fitting_rows(free, processes, fixed, per_row)
+    fits = largest if free is None else step.count_rows(free)
     updates = len(data.rows("train")) // (_UPDATES * trainer.world_size * options.accumulate)
     most = min(max(fits, _ROWS), max(updates, least), largest)
     rows = options.batch_size = 1 << most.bit_length() - 1
@@ -206,31 +218,21 @@ def _iterate_cgroup_limits(cgroup: Path, cgroups: Path) -> Iterator[int]:
                 continue
 
 
-def _count_fixed_bytes(network: nn.Module, config: Config, *, on_gpu: bool) -> int:
-    """Return the bytes of gradients, optimiser and averages, for any batch size."""
+def _measure_step(
+    network: nn.Module, config: Config, trainer: pl.Trainer, widths: Sequence[int] | None
+) -> _Step:
+    """Return the bytes of a training step on the trainer's device."""
+    on_gpu = trainer.strategy.root_device.type == "cuda"
     weights = sum(parameter.nbytes for parameter in network.parameters())
     trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
     moments = 1 if config.optimizer.name == "sgd" else 2
     average = weights if config.trainer.ema else 0
-    return trained * (1 + moments) + average + on_gpu * weights
-
-
-def _count_row_bytes(
-    network: nn.Module, config: Config, trainer: pl.Trainer, widths: Sequence[int] | None
-) -> int:
-    """Return the bytes that a step stores for each row."""
     per_row = count_stored_bytes(network, _example(network, config, widths))
-    return per_row // 2 if "16" in str(trainer.precision) else per_row
-
-
-def _count_fitting_rows(free: int, processes: int, fixed: int, per_row: int) -> int:
-    """Return the rows per step of each process that fit with certainty, perhaps none."""
-    return int((free / _MOST / processes - fixed) // max(per_row, 1))
-
-
-def _count_processes(trainer: pl.Trainer) -> int:
-    """Return the number of processes that share the memory of the device."""
-    return 1 if trainer.strategy.root_device.type == "cuda" else trainer.num_devices
+    return _Step(
+        processes=1 if on_gpu else trainer.num_devices,
+        fixed=trained * (1 + moments) + average + on_gpu * weights,
+        per_row=per_row // 2 if "16" in str(trainer.precision) else per_row,
+    )
 
 
 def _example(

@@ -304,6 +304,7 @@ def test_pooled_folds_show_each_fold(run: Path, tmp_path: Path) -> None:
     page = Page(write_report(parent))
     assert "fold 0" in page.text
     assert "train fold_1" in page.text
+    assert "fitted on the validation part: chosen in each fold." in page.text
 
 
 def test_a_page_names_its_data_and_the_day_of_the_run(run: Path) -> None:
@@ -311,6 +312,17 @@ def test_a_page_names_its_data_and_the_day_of_the_run(run: Path) -> None:
     page = Page(write_report(run, pictures=False))
     assert "<title>Report of demo, 1 February 2026</title>" in page.source
     assert f"run {run.name}" in page.text
+
+
+def test_a_table_of_ones_own_is_named_by_its_folder(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= {"name": "csv", "root": "data/Ärzte 7"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    cohort = pd.read_csv(run / "cohort.csv").assign(source="csv", cohort="csv")
+    cohort.to_csv(run / "cohort.csv", index=False)
+    cells = Page(write_report(run, pictures=False)).text
+    assert f"Ärzte 7: {len(cohort)} images" in cells
+    assert "csv:" not in cells
 
 
 def test_links_lead_into_folded_sections_and_nothing_else_is_folded(whole: Page) -> None:

@@ -13,7 +13,7 @@ from skinmm.config import DataConfig
 from skinmm.data.columns import clear_missing, parse_extra_column
 from skinmm.data.lesions import add_views
 from skinmm.errors import InputError, format_count, list_words
-from skinmm.files import IMAGE_SUFFIXES, TABLE_SUFFIXES
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
 from skinmm.images.finder import ImageFinder, find_folders, list_files, strip_suffix
 from skinmm.images.source import FRAME, HDF5_SUFFIXES
@@ -86,7 +86,7 @@ def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = (
     `required` names columns that the table must have, `only` those to read (empty: all).
     """
     if not path.exists():
-        names = sorted(f.name for f in path.parent.glob("*") if f.name.endswith(TABLE_SUFFIXES))
+        names = files.list_tables(path.parent)
         names[3:] = ["..."] if names[3:] else []
         others = f"; for your own table ({', '.join(names)}) see skinmm init" if names else ""
         raise InputError(

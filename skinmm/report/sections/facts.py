@@ -272,7 +272,8 @@ def _describe_calibration(inputs: ReportInputs) -> str:
         return ""
     method = inputs.fitted("calibration").get("method", "none")
     if inputs.predictions.fold is not None:
-        method = f"{inputs.evaluation.get('calibration')}, in each fold"
+        setting = inputs.evaluation.get("calibration", "auto")
+        method = f"{'chosen' if setting == 'auto' else setting} in each fold"
     part = PARTS[inputs.metrics.get("fitted_on", "val")].lower()
     return " ".join([*list_corrections(inputs), TEXTS["calibration"].format(part, method)])
 
