@@ -28,7 +28,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-demo: $(DEMO_STAMP)  ## train five folds on the embedded cohort, evaluate them, predict a patient list
+demo: $(DEMO_STAMP)  ## train five folds on the included cohort, evaluate them, predict a patient list
 	$(IN_VENV) train.py experiment=demo hydra.run.dir=$(DEMO_RUN) overwrite=true
 	$(IN_VENV) predict.py checkpoint=$(DEMO_MODEL) \
 		input=skinmm/demo/patients.csv images=skinmm/demo/images \

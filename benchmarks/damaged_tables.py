@@ -125,7 +125,7 @@ class Reader:
 
 
 def make_demo(root: Path) -> tuple[Cohort, list[str]]:
-    """Copy rows of the embedded cohort; return it and the settings to train on it."""
+    """Copy rows of the included cohort; return it and the settings to train on it."""
     table = pd.read_csv(DEMO / "cohort.csv", dtype=str, keep_default_na=False)
     table = pd.concat([part.head(ROWS // 2) for _, part in table.groupby("target")])
     (root / "images").mkdir(parents=True)

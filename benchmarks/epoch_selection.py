@@ -3,7 +3,7 @@
     [SKINMM_DATA=DIR] python benchmarks/epoch_selection.py [REPEATS]
 
 First simulated epochs that are equally good, the worst case; then real trainings of a head on the
-frozen features of a Lite0, on REPEATS splits of the embedded cohort and, with SKINMM_DATA, of the
+frozen features of a Lite0, on REPEATS splits of the included cohort and, with SKINMM_DATA, of the
 SIIM images and of 2,000 images of HAM10000 (melanoma against the rest), so that fewer than 100
 validation lesions are malignant, as where the product averages. "Too high" is the AUROC of
 validation minus that of the test rows of the same epoch.
@@ -179,7 +179,7 @@ def main() -> None:
         for correlation in (0.9, 0.5):
             line = simulate(malignant, correlation, 1000)
             print(f"| {malignant} | {correlation} | {' | '.join(line)} |", flush=True)
-    cohorts: dict[str, dict[str, Any]] = {"embedded cohort": {"name": "demo"}}
+    cohorts: dict[str, dict[str, Any]] = {"included cohort": {"name": "demo"}}
     if root := os.environ.get("SKINMM_DATA"):
         for name, label in (("siim_isic", "SIIM images"), ("ham10000", "HAM10000")):
             path = "siim_isic_2020" if name == "siim_isic" else name

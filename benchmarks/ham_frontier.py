@@ -1,14 +1,16 @@
 """Published predictions of eight foundation models on HAM10000, and decision rules on MILK10k.
 
-    SKINMM_DATA=DIR python benchmarks/ham_frontier.py [milk10k]
+    SKINMM_DATA=DIR python benchmarks/ham_frontier.py [milk10k | PREDICTIONS.csv ...]
 
 DIR has `ham_frontier/predictions.csv` (published probabilities on 1,503 images), the official table
-`ham10000/HAM10000_metadata`, which has the column `dataset`, and the tables in `milk10k/`.
+`ham10000/HAM10000_metadata`, which has the column `dataset`, and the tables in `milk10k/`. Other
+prediction files of the same images join the tables under the names of the files.
 """
 
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +40,7 @@ PUBLISHED: Final = {  # accuracy, balanced accuracy, macro AUROC
 }
 RANKING: Final = ("auroc", "within_source_auroc", "macro_auroc", "within_source_macro_auroc")
 CALIBRATION: Final = ("calibration_slope", "calibration_intercept", "ece", "class_log_loss")
+PAIRED: Final = ("auroc", "macro_auroc", "brier")
 RULES: Final = ("likeliest", "balanced", "f1")
 SEEDS: Final = 5
 
@@ -53,6 +56,11 @@ def main() -> None:
         name: read_predictions(file, labels, form=TableFormat(CLASSES, columns, system=name))
         for name in list_systems(file)
     }
+    others = {
+        path.stem: read_predictions(path, labels, form=TableFormat(columns=columns))
+        for path in map(Path, sys.argv[1:])
+    }
+    systems |= {name: replace(rows, called=None) for name, rows in others.items()}
     first = next(iter(systems.values()))
     lesions = len(set(first.patient_id))
     print(f"{len(first):,} images of {lesions:,} lesions, {int(first.malignant.sum())} malignant\n")
@@ -63,8 +71,11 @@ def main() -> None:
     print_table("Likeliest class, intervals over lesions", accuracy, measured)
     print_table("Calibration", CALIBRATION, measured)
     print_rules("Decision rules, cross-fitted over lesions", systems)
-    print_pairs(systems)
-    print_milk10k()
+    decided = {name: evaluate(rows)["metrics"] for name, rows in others.items()}
+    print_table("Rule of the checkpoint, intervals over lesions", accuracy, decided)
+    print_pairs(systems, [*others])
+    if not others:
+        print_milk10k()
 
 
 def print_milk10k() -> None:
@@ -122,17 +133,17 @@ def print_rules(title: str, systems: dict[str, Predictions]) -> None:
     print_table(title, RULE_METRICS, by_rule)
 
 
-def print_pairs(systems: dict[str, Predictions]) -> None:
-    """Print the differences of the best system to all others."""
+def print_pairs(systems: dict[str, Predictions], others: Sequence[str]) -> None:
+    """Print the differences of the best system, and of the added ones, to all others."""
     best = max(
         systems, key=lambda name: roc_auc_score(systems[name].malignant, systems[name].malignancy)
     )
-    print(f"### Malignancy: differences to {best}, p Holm-corrected\n")
-    print_row(["", "AUROC", "p", "Brier score", "p"])
-    print_row(["---"] * 5)
-    for pair in compare(systems, against=[best])["pairs"]:
+    print("### Differences, p Holm-corrected\n")
+    print_row(["", *(cell for name in PAIRED for cell in (name, "p"))])
+    print_row(["---"] * (1 + 2 * len(PAIRED)))
+    for pair in compare(systems, against=[best, *others])["pairs"]:
         row = [f"{pair['a']} minus {pair['b']}"]
-        for name in ("auroc", "brier"):
+        for name in PAIRED:
             entry = pair["metrics"][name]
             row += [format_entry({**entry, "value": entry["difference"]}), f"{entry['p_holm']:.2g}"]
         print_row(row)

@@ -106,7 +106,7 @@ def is_significant(p: float | None) -> bool:
 
 
 def _single(generator: np.random.Generator) -> Rows:
-    """Draw 140 patients with one lesion each, as in the embedded cohort."""
+    """Draw 140 patients with one lesion each, as in the included cohort."""
     truth = np.arange(140) < 28  # noqa: PLR2004 - as its test part
     risk = generator.normal(size=140) + 1.5 * truth - 2.5
     return expit(risk), truth, np.arange(140)

@@ -1,6 +1,6 @@
 """Memory of `predict.py` on tables of 100 thousand, 1 million and 10 million rows.
 
-A model of the record alone, trained on the embedded cohort, so that reading and writing are most of
+A model of the record alone, trained on the included cohort, so that reading and writing are most of
 the work. Each table is a process of its own; memory is the most that process ever had.
 
     python benchmarks/predict_memory.py [ROWS ...]

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any, Final
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 _MODULES: Final = {
     "skinmm.cli.api": ("build_config", "compare", "evaluate", "fit", "load_cohort", "load_run"),

@@ -66,7 +66,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def pictures() -> Path:
-    """The embedded cohort's images."""
+    """The included cohort's images."""
     return Path(__file__).parents[1] / "skinmm" / "demo" / "images"
 
 

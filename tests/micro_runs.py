@@ -30,7 +30,7 @@ from skinmm.training.trainer import build_trainer, silence_libraries
 
 
 def micro_config(fusion: str = "concat", data: DataConfig | None = None, **trainer: Any) -> Config:
-    """A micro-model on 32-pixel pictures of the embedded cohort, in 32 bit, without processes.
+    """A micro-model on 32-pixel pictures of the included cohort, in 32 bit, without processes.
 
     Args:
         fusion: name of the fusion block.

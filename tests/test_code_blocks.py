@@ -1,4 +1,4 @@
-"""Python blocks of README and docs run on the embedded cohort; names in sentences exist."""
+"""Python blocks of README and docs run on the included cohort; names in sentences exist."""
 
 import os
 import pkgutil

@@ -1,6 +1,6 @@
 """The notebooks of examples/ run from top to bottom, and are committed without outputs.
 
-`make test-notebooks` runs them: they train on the embedded cohort and take minutes.
+`make test-notebooks` runs them: they train on the included cohort and take minutes.
 """
 
 import json

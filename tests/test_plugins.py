@@ -57,7 +57,7 @@ class Halved(CrossEntropy):
 
 
 def clinic(data, prefix: str = ""):
-    """The embedded cohort under other names."""
+    """The included cohort under other names."""
     return demo(data)
 '''
 ENTRY_POINTS: Final = """

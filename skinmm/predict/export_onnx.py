@@ -252,7 +252,7 @@ def _traceable() -> Iterator[None]:
 
 
 def _verify(model: CalibratedModel, exported: OnnxBackend, rows: int) -> None:
-    """Compare probabilities and decisions for lesions of the embedded cohort."""
+    """Compare probabilities and decisions for lesions of the included cohort."""
     table = pd.read_csv(DEMO / "cohort.csv", dtype={"image_id": str}).head(rows)
     if model.config.data.unit == "lesion":
         table = _group_examples(table)

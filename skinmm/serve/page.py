@@ -37,7 +37,7 @@ from skinmm.vocabulary import SEXES, SITES
 AUDIENCES: Final = ("clinician", "patient")
 NOT_STATED: Final = "not stated"
 MIN_SHARPNESS: Final = 5.0
-"""An image below is reported as blurred. Of 350 images of the embedded cohort and 22 camera files
+"""An image below is reported as blurred. Of 350 images of the included cohort and 22 camera files
 none is below (minimum 7.5 and 10.5), of 400 of HAM10000 fewer than 1 %; blurred with a standard
 deviation of 2 pixels, more than 90 % of the first are."""
 _DISPLAY_SIDE: Final = 480  # pixels of the longer side of an image on the page

@@ -1,4 +1,4 @@
-"""The adapters: one contract for every dataset, and the embedded cohort."""
+"""The adapters: one contract for every dataset, and the included cohort."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Near duplicates in the embedded cohort: copies that are found after common changes."""
+"""Near duplicates in the included cohort: copies that are found after common changes."""
 
 import io
 import os

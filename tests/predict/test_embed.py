@@ -26,7 +26,7 @@ DEMO = Path(embed.__file__).parents[1] / "demo"
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten rows of the embedded cohort, and one whose image does not exist."""
+    """Ten rows of the included cohort, and one whose image does not exist."""
     rows = pd.read_csv(DEMO / "cohort.csv", dtype=str).head(10)
     rows["diagnosis"] = [f"diagnosis {row}" for row in range(10)]
     path = tmp_path_factory.mktemp("embed") / "table.csv"

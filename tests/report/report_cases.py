@@ -1,4 +1,4 @@
-"""Real predictions for the pages: models of the record, fitted on the embedded cohort."""
+"""Real predictions for the pages: models of the record, fitted on the included cohort."""
 
 import json
 from dataclasses import asdict
@@ -78,7 +78,7 @@ def record_features() -> Any:
 
 @cache
 def demo_cohort() -> pd.DataFrame:
-    """The embedded cohort, every fifth row test, the next validation."""
+    """The included cohort, every fifth row test, the next validation."""
     folder = Path(skinmm.__file__).parent / "demo"
     table = pd.read_csv(folder / "cohort.csv")
     paths = [str(folder / "images" / f"{name}.jpg") for name in table["image_id"]]

@@ -48,7 +48,7 @@ def test_a_card_holds_the_run_s_figures_and_facts_and_names_nobody(tmp_path: Pat
         "No external validation",
         "with the complete record, 0.500 without it",
         "predict.py 'checkpoint=checkpoints/best.ckpt'",
-        "There are 5 parts; part 0 is tested.",
+        "There are 5 folds; the test rows are those of fold 0.",
     ):
         assert words in card, words
     test = demo_cohort().query("part == 'test'")
@@ -163,7 +163,9 @@ def test_the_threshold_of_pooled_folds_is_the_mean_of_theirs(tmp_path: Path) -> 
     facts = collect_facts(replace(inputs, predictions=pooled, config=config))
     mean = ", the mean of the thresholds of the folds, each chosen on the validation part for"
     assert mean in facts["threshold"]
-    assert "There are 5 parts; each is tested by a network that was not trained" in facts["split"]
+    assert (
+        "There are 5 folds; each is predicted by a network that was not trained" in facts["split"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ PAGES = ("report", "explore", "audit", "compare", "preview")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All pages of the embedded cohort."""
+    """All pages of the included cohort."""
     folder = tmp_path_factory.mktemp("pages")
     run = make_run(folder)
     shutil.move(write_report(run), folder / "report.html")

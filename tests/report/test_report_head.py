@@ -202,7 +202,8 @@ def test_the_head_counts_wrong_decisions_among_the_decided(run: Path) -> None:
     wrong = tiles["Decided benign, but malignant"]
     assert wrong.value == format_percent(rows.malignant[benign].mean())
     assert wrong.meaning == f"of {benign.sum()} lesions decided benign"
-    assert f"Decided benign: {(benign & rows.malignant).sum()} of" in verdict(inputs)
+    missed = f"{(benign & rows.malignant).sum()} of {rows.malignant.sum()} malignant images"
+    assert f", {missed} decided benign" in verdict(inputs)
     clinic = restate_at_clinic(inputs.restate(0.05))
     assert clinic[0].startswith(f"At a prevalence of {format_percent(0.05, 2)}")
     assert "of the lesions decided benign are malignant" in clinic[1]

@@ -112,7 +112,7 @@ def test_what_is_referred_and_covered_is_said(whole: Page, run: Path) -> None:
         for decision in ("benign", "malignant", "refer"):
             assert f" {(truth & (table['decision'] == decision)).sum()} " in whole.text
     share = 100 * (table["decision"] == "refer").mean()
-    assert f"Referred to a person: {share:.1f} % of images (" in whole.text
+    assert f"With referral to a person: {share:.1f} % of images (" in whole.text
     held = table["prediction_set"].str.contains("malignant")[malignant].mean()
     assert f"malignant {held:.3f} (" in whole.text
     rows = json.loads((run / "metrics.json").read_text())["conformal"]["rows"]["malignant"]

@@ -169,7 +169,7 @@ def front(orthanc: Orthanc) -> Iterator[Front]:
 
 
 def lesion(pictures: Path, number: int) -> bytes:
-    """One picture of the embedded cohort as the only image of its study."""
+    """One picture of the included cohort as the only image of its study."""
     stream = sorted(pictures.glob("*.jpg"))[number].read_bytes()
     uid = f"1.2.840.99.{number}"
     study = {"StudyInstanceUID": uid, "SeriesInstanceUID": f"{uid}.1", "SOPInstanceUID": f"{uid}.2"}

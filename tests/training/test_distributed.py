@@ -32,7 +32,7 @@ TWO: Final = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "tr
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures and records of the embedded cohort with a split of our own."""
+    """Pictures and records of the included cohort with a split of our own."""
     root = tmp_path_factory.mktemp("cohort")
     demo = ROOT / "skinmm" / "demo"
     table = pd.read_csv(demo / "cohort.csv").drop(columns=["lesion_id", "diagnosis"])

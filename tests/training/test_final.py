@@ -32,7 +32,7 @@ def tabular(root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded cohort as a table without images, a patient for every two rows."""
+    """The included cohort as a table without images, a patient for every two rows."""
     root = tmp_path_factory.mktemp("records")
     table = pd.read_csv(Path(__file__).parents[2] / "skinmm" / "demo" / "cohort.csv")
     table["patient_id"] = [f"P{row // 2}" for row in range(len(table))]

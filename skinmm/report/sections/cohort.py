@@ -111,7 +111,7 @@ def format_counts(units: "pd.Series[str]", patients: "pd.Series[Any]") -> str:
     """Format the numbers of images and of named patients (`units` as from `name_units`)."""
     is_named, images = units == "patient", format_count(len(units), "image")
     if not is_named.any():
-        return f"{images} of unknown patients"
+        return f"{images} (no patient IDs)"
     count = format_count(patients[is_named].nunique(), "patient")
     if is_named.all():
         return f"{images} of {count}"

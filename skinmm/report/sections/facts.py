@@ -127,7 +127,7 @@ def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str
         "side": str(model.get("image_size")) if image else "",
         "balance": f"Sampler {sampler.get('name')}, loss {loss.get('name')}.",
         "split": f"{split} {TEXTS[part]}",
-        "absent_images": str(data.get("missing")),
+        "absent_images": TEXTS["absent_images"].get(data.get("missing"), ""),
     }
     return facts if config else dict.fromkeys(facts, "")
 
@@ -203,6 +203,8 @@ def _describe_threshold(inputs: ReportInputs) -> str:
     if "guaranteed" not in rule:
         return f"{text}, {rule['rule']}."
     options = inputs.evaluation
+    if rule["rule"] == "cost" and (ratio := options.get("cost_ratio")):
+        return f"{text}, {TEXTS['cost_threshold'].format(ratio, ratio)}."
     aim = f"the rule {rule.get('rule')}"
     if rule.get("rule") == "sensitivity" and "sensitivity" in options:
         bound = "as an estimate without a bound"
@@ -218,8 +220,7 @@ def _describe_threshold(inputs: ReportInputs) -> str:
         folds = TEXTS["threshold_of_folds"].format(format_number(inputs.threshold))
         return f"{text}, chosen on the test predictions of the folds for {aim}. {folds}"
     part = inputs.metrics.get("fitted_on", "val")
-    is_apart = part == "calibration" or rule.get("rule") == "cost"
-    is_apart |= inputs.has_fitted_head
+    is_apart = part == "calibration" or inputs.has_fitted_head
     optimism = "" if is_apart else _describe_optimism(inputs)
     pooled = "" if inputs.predictions.fold is None else f" {TEXTS['pooled_threshold']}"
     return f"{text},{pooled} chosen on the {PARTS[part].lower()} part for {aim}. {optimism}".strip()

@@ -179,7 +179,7 @@ def _coverage_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]
         lines.append((label, *format_estimates(metrics, names)))
         highs = {name: metrics[f"coverage_{name}"]["high"] for name in classes}
         low = (name for name, high in highs.items() if is_number(high) and high < stated)
-        low_groups += [f"{label} ({name})" for name in low]
+        low_groups += [f"{name} lesions with {label}" for name in low]
     header = ("Group", *map(metric_label, names))
     blocks: list[Block] = [Table("Referral and coverage by group", header, lines, stack=True)]
     if low_groups:
