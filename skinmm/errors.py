@@ -77,10 +77,13 @@ def format_count(count: int | float, noun: str) -> str:
 
 def suggest_path(path: Path | str) -> str:
     """Return `; did you mean PATH?` with the nearest name in the folder of a path, or ""."""
-    folder = Path(path).parent
-    others = [str(other) for other in folder.iterdir()] if folder.is_dir() else []
-    nearest = get_close_matches(str(Path(path)), others, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    path = Path(path)
+    try:
+        others = [other.name for other in path.parent.iterdir() if other.name != path.name]
+    except OSError:  # no such folder, or no permission
+        return ""
+    nearest = get_close_matches(path.name, others, n=1)
+    return f"; did you mean {path.with_name(nearest[0])}?" if nearest else ""
 
 
 def require_package(module: str, feature: str, extra: str) -> None:

@@ -137,6 +137,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     near = write(tmp_path / "patients.csv", "image,sex\na,male\n")
     with pytest.raises(InputError, match=rf"patient\.csv: no such file; did you mean {near}\?"):
         read_table(tmp_path / "patient.csv")
+    with pytest.raises(InputError, match=r"notes\.txt: no such file$"):
+        read_table(tmp_path / "notes.txt")
+    with pytest.raises(InputError, match=r"b\.csv: no such file$"):
+        read_table(tmp_path / "nowhere" / "b.csv")
     for suffix in (".csv.gz", ".parquet", ".xlsx"):
         path = write(tmp_path / f"broken{suffix}", "image,sex\na,male\n")
         with pytest.raises(InputError, match=rf"broken\{suffix}: cannot be read"):

@@ -273,7 +273,7 @@ class CompareConfig(PredictionFilesConfig):
     )
     margin: float | None = setting(None, "margin of non-inferiority in AUROC; null: no test", low=0)
     output: str | None = output_path(
-        None, "page to write; null: compare.html in the folder of runs, else in compare/; replaced"
+        None, "page to write; null: compare.html in the folder of runs or in compare/, replaced"
     )
     evaluation: ClinicConfig = section(ClinicConfig)
     overwrite: bool = setting(False, "replace an existing page")

@@ -186,8 +186,7 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
     predictions = read_predictions(file, positive=positive, allow_one_class=True)
     tables = [(folder.name, _read_csv(folder / "history.csv")) for folder in folders]
     histories = [table.assign(run=name) for name, table in tables if not table.empty]
-    sources = {"source": {data.get("name"): name_cohort(data)}}
-    cohorts = (_read_csv(folder / "cohort.csv").replace(sources) for folder in folders[:2])
+    cohorts = (_read_cohort(folder / "cohort.csv", data) for folder in folders[:2])
     return ReportInputs(
         title=run.resolve().name,
         day=date.fromisoformat(environment["date"]) if "date" in environment else _date(file),
@@ -221,7 +220,8 @@ def read_prediction_file(
     A file without a threshold that lies in a run folder has the threshold and band of this run,
     unless other classes count as malignant.
     """
-    run = _read_metrics_around(file)
+    is_of_run = file.resolve().parent.name == "predictions"
+    run = read_mapping(file.resolve().parents[1] / "metrics.json") if is_of_run else {}
     predictions = read_predictions(file, labels, positive or run.get("positive"), form=form)
     table, truth = read_tables(file, labels, form)
     column = table.get("threshold", pd.Series(dtype=float))
@@ -259,12 +259,6 @@ def name_fitted_head(config: Mapping[str, Any]) -> str:
     """Return the name of a head fitted to features; "" for a neural head."""
     name = config.get("head", {}).get("name", "neural")
     return "" if name == "neural" else str(name)
-
-
-def _read_metrics_around(file: Path) -> dict[str, Any]:
-    """Return metrics.json of the run folder that contains a prediction file; empty without one."""
-    folder = file.resolve().parent
-    return read_mapping(folder.parent / "metrics.json") if folder.name == "predictions" else {}
 
 
 def _describe_columns(names: Sequence[str]) -> list[str]:
@@ -307,6 +301,14 @@ def _read_first(folders: Sequence[Path], name: str) -> dict[str, Any]:
 
 def _date(file: Path) -> date:
     return datetime.fromtimestamp(file.stat().st_mtime, UTC).astimezone().date()
+
+
+def _read_cohort(path: Path, data: Mapping[str, Any]) -> pd.DataFrame:
+    """Read cohort.csv; the only source of a table of one's own gets the name of its folder."""
+    table, name = _read_csv(path), data.get("name")
+    if name and {"source", "cohort"} <= {*table}:
+        table["source"] = table["source"].replace(name, name_cohort(data))
+    return table
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

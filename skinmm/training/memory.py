@@ -37,7 +37,7 @@ _WORTH_A_LINE: Final = 0.05 * _GB
 
 @dataclass(frozen=True)
 class _Step:
-    """Bytes of a training step: in each process that shares the device, and for each row."""
+    """Bytes of a training step: `fixed` for each process on the device, `per_row` for each row."""
 
     processes: int
     fixed: int
@@ -57,13 +57,15 @@ def require_memory(
 ) -> None:
     """Refuse a batch that does not fit into the free memory, and warn if it may not fit.
 
-    The default batch is divided instead (`divide_batch`). What a step needs is printed.
+    The default batch is divided instead (`divide_batch`). If a step needs more than 50 MB and more
+    than a rough bound shows to fit, one line states its size.
 
     Without `widths`, the widths of the record columns, the network takes images alone.
     """
     rows, side = config.trainer.rows, config.model.image_size
     free = find_free_memory(trainer.strategy.root_device)
-    if free is None or rows * side**2 * _MOST_OF_A_PIXEL < free:
+    bound = rows * side**2 * config.data.views * _MOST_OF_A_PIXEL
+    if free is None or trainer.num_devices * (_count_fixed_bytes(network, config) + bound) < free:
         return
     step = _measure_step(network, config, trainer, widths)
     fits, needed = step.count_rows(free), step.count_bytes(rows)
@@ -223,16 +225,21 @@ def _measure_step(
 ) -> _Step:
     """Return the bytes of a training step on the trainer's device."""
     on_gpu = trainer.strategy.root_device.type == "cuda"
+    per_row = count_stored_bytes(network, _example(network, config, widths))
+    return _Step(
+        processes=1 if on_gpu else trainer.num_devices,
+        fixed=_count_fixed_bytes(network, config, on_gpu=on_gpu),
+        per_row=per_row // 2 if "16" in str(trainer.precision) else per_row,
+    )
+
+
+def _count_fixed_bytes(network: nn.Module, config: Config, *, on_gpu: bool = True) -> int:
+    """Return the bytes of gradients, optimiser and averages, and on a GPU of the weights."""
     weights = sum(parameter.nbytes for parameter in network.parameters())
     trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
     moments = 1 if config.optimizer.name == "sgd" else 2
     average = weights if config.trainer.ema else 0
-    per_row = count_stored_bytes(network, _example(network, config, widths))
-    return _Step(
-        processes=1 if on_gpu else trainer.num_devices,
-        fixed=trained * (1 + moments) + average + on_gpu * weights,
-        per_row=per_row // 2 if "16" in str(trainer.precision) else per_row,
-    )
+    return trained * (1 + moments) + average + on_gpu * weights
 
 
 def _example(

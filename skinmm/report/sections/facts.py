@@ -127,7 +127,7 @@ def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str
         "side": str(model.get("image_size")) if image else "",
         "balance": f"Sampler {sampler.get('name')}, loss {loss.get('name')}.",
         "split": f"{split} {TEXTS[part]}",
-        "absent_images": TEXTS["absent_images"].get(data.get("missing"), ""),
+        "absent_images": TEXTS["absent_images"].get(data.get("missing"), "") if image else "",
     }
     return facts if config else dict.fromkeys(facts, "")
 
@@ -203,8 +203,8 @@ def _describe_threshold(inputs: ReportInputs) -> str:
     if "guaranteed" not in rule:
         return f"{text}, {rule['rule']}."
     options = inputs.evaluation
-    if rule["rule"] == "cost" and (ratio := options.get("cost_ratio")):
-        return f"{text}, {TEXTS['cost_threshold'].format(ratio, ratio)}."
+    if rule["rule"] == "cost":
+        return f"{text}, {TEXTS['cost_threshold'].format((1 - value) / value)}."
     aim = f"the rule {rule.get('rule')}"
     if rule.get("rule") == "sensitivity" and "sensitivity" in options:
         bound = "as an estimate without a bound"

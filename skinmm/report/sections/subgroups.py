@@ -175,11 +175,11 @@ def _coverage_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]
     stated = inputs.fitted("conformal").get("coverage", inputs.evaluation.get("coverage")) or 0.0
     lines, low_groups = [], []
     for group in measured:
-        label, metrics = f"{group['column']}: {group['group']}", group["metrics"]
+        label, metrics = f"{group['column']} {group['group']}", group["metrics"]
         lines.append((label, *format_estimates(metrics, names)))
         highs = {name: metrics[f"coverage_{name}"]["high"] for name in classes}
         low = (name for name, high in highs.items() if is_number(high) and high < stated)
-        low_groups += [f"{name} lesions with {label}" for name in low]
+        low_groups += [f"{name} lesions ({label})" for name in low]
     header = ("Group", *map(metric_label, names))
     blocks: list[Block] = [Table("Referral and coverage by group", header, lines, stack=True)]
     if low_groups:
