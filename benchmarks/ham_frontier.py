@@ -40,7 +40,7 @@ PUBLISHED: Final = {  # accuracy, balanced accuracy, macro AUROC
 }
 RANKING: Final = ("auroc", "within_source_auroc", "macro_auroc", "within_source_macro_auroc")
 CALIBRATION: Final = ("calibration_slope", "calibration_intercept", "ece", "class_log_loss")
-PAIRED: Final = ("auroc", "macro_auroc", "brier")
+PAIRED: Final = ("auroc", "within_source_auroc", "brier")
 RULES: Final = ("likeliest", "balanced", "f1")
 SEEDS: Final = 5
 

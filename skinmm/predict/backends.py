@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skinmm.config import Config
 from skinmm.errors import InputError, require_package
+from skinmm.images.decode import reuse_freed_memory
 from skinmm.models.network import Network, build_network
 
 KEY: Final = "checkpoint"
@@ -44,6 +45,7 @@ class TorchBackend:
     concurrency: Final = 1
 
     def __init__(self, network: Network, views: int) -> None:
+        reuse_freed_memory()
         self.network, self.views = network, views
         self.accepts_missing_image = network.absent is not None
 

@@ -18,6 +18,7 @@ from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnect
 from skinmm.config import Config
 from skinmm.config.cores import count_cores
 from skinmm.errors import InputError, Terminated
+from skinmm.images.decode import reuse_freed_memory
 from skinmm.training.callbacks import (
     AtomicCheckpointIO,
     AverageWeights,
@@ -101,7 +102,11 @@ class RestoringSignals(_SignalConnector):
 
 
 def set_threads(*, has_images: bool, processes: int = 1) -> None:
-    """Use all threads for images (divided among processes), and one for small record layers."""
+    """Use all threads for images (divided among processes), and one for small record layers.
+
+    Memory of tensors is reused as well.
+    """
+    reuse_freed_memory()
     threads = THREADS if processes == 1 else max(min(THREADS, count_cores() // processes), 1)
     torch.set_num_threads(threads if has_images else 1)
 
