@@ -237,17 +237,20 @@ class Quantiser:
                 extra_options={"symmetric": False},
             )
             feeds = self._feeds(_load(self._data, "train", CALIBRATION_IMAGES))
-            for feed in feeds:  # one batch at a time: the calibrator stores all activations
+            for feed in feeds:
                 reader = SimpleNamespace(get_next=partial(next, iter([feed]), None))
                 calibrator.collect_data(reader)
             return calibrator.compute_data()
 
     def _feeds(self, batches: Iterator[_Batch]) -> Iterator[dict[str, Any]]:
+        """Yield the inputs of single rows: a step of the calibrator keeps all activations."""
         names = {node.name for node in self._model.graph.input}
         for image, record, has_image in batches:
             pixels = None if image is None else np.ascontiguousarray(np.moveaxis(image, -1, -3))
             values = {"image": pixels, "record": record, "shown": has_image}
-            yield {name: value for name, value in values.items() if name in names}
+            inputs = {name: value for name, value in values.items() if name in names}
+            for row in range(len(has_image)):
+                yield {name: value[row : row + 1] for name, value in inputs.items()}
 
     def write(self, only: str | None = None, exclude: list[str] | None = None) -> None:
         """Write the file with one layer quantised, or with all layers except the excluded ones."""

@@ -32,7 +32,7 @@ from skinmm.serve.rendering import (
     render,
 )
 from skinmm.serve.responses import ProblemError
-from skinmm.vocabulary import SEXES, SITES
+from skinmm.vocabulary import MAX_AGE, SEXES, SITES
 
 AUDIENCES: Final = ("clinician", "patient")
 NOT_STATED: Final = "not stated"
@@ -166,7 +166,8 @@ class Page:
         numbers = {c.name for layout in layouts for c in layout if c.kind == "numeric"}
         if words := [name for name in row["unknown"] if name in numbers]:
             raise ProblemError.unusable(
-                f"{words[0]}: {record[words[0]][:50]!r} is not a number in its range; "
+                f"{words[0]}: {record[words[0]][:50]!r} is not a number"
+                f"{f' from 0 to {MAX_AGE:.0f}' if words[0] == 'age' else ''}; "
                 "enter a number, or leave the field empty."
             )
         self.recorder.record(user, [row], [case])

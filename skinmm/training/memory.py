@@ -64,8 +64,9 @@ def require_memory(
     """
     rows, side = config.trainer.rows, config.model.image_size
     free = find_free_memory(trainer.strategy.root_device)
-    bound = rows * side**2 * config.data.views * _MOST_OF_A_PIXEL
-    if free is None or trainer.num_devices * (_count_fixed_bytes(network, config) + bound) < free:
+    views = config.data.views if _has_views(network) else 1
+    step = _make_step(network, config, trainer, per_row=side**2 * views * _MOST_OF_A_PIXEL)
+    if free is None or step.count_bytes(rows) < free:
         return
     step = _measure_step(network, config, trainer, widths)
     fits, needed = step.count_rows(free), step.count_bytes(rows)
@@ -224,22 +225,24 @@ def _measure_step(
     network: nn.Module, config: Config, trainer: pl.Trainer, widths: Sequence[int] | None
 ) -> _Step:
     """Return the bytes of a training step on the trainer's device."""
-    on_gpu = trainer.strategy.root_device.type == "cuda"
     per_row = count_stored_bytes(network, _example(network, config, widths))
-    return _Step(
-        processes=1 if on_gpu else trainer.num_devices,
-        fixed=_count_fixed_bytes(network, config, on_gpu=on_gpu),
-        per_row=per_row // 2 if "16" in str(trainer.precision) else per_row,
-    )
+    per_row = per_row // 2 if "16" in str(trainer.precision) else per_row
+    return _make_step(network, config, trainer, per_row)
 
 
-def _count_fixed_bytes(network: nn.Module, config: Config, *, on_gpu: bool = True) -> int:
-    """Return the bytes of gradients, optimiser and averages, and on a GPU of the weights."""
+def _make_step(network: nn.Module, config: Config, trainer: pl.Trainer, per_row: int) -> _Step:
+    """Add the bytes of gradients, optimiser and averages, and on a GPU of the weights."""
+    on_gpu = trainer.strategy.root_device.type == "cuda"
     weights = sum(parameter.nbytes for parameter in network.parameters())
     trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
     moments = 1 if config.optimizer.name == "sgd" else 2
     average = weights if config.trainer.ema else 0
-    return trained * (1 + moments) + average + on_gpu * weights
+    fixed = trained * (1 + moments) + average + on_gpu * weights
+    return _Step(1 if on_gpu else trainer.num_devices, fixed, per_row)
+
+
+def _has_views(network: nn.Module) -> bool:
+    return getattr(network, "views", None) is not None
 
 
 def _example(
@@ -248,7 +251,7 @@ def _example(
     """Return a batch of two rows for the network, on the meta device."""
     side = config.model.image_size
     shape = [3, side, side]
-    if getattr(network, "views", None) is not None:
+    if _has_views(network):
         shape = [config.data.views, *shape]
     image = torch.empty(_ROWS, *shape, dtype=torch.uint8, device="meta")
     if widths is None:

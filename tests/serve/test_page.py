@@ -100,7 +100,7 @@ def test_a_number_that_is_none_is_refused_by_name(
 ) -> None:
     upload = uploaded(tmp_path, jpeg_of(pictures))
     said = unescape(judge(service, upload, age, NOT_STATED, "torso"))
-    assert f"age: {age!r} is not a number in its range; enter a number" in said
+    assert f"age: {age!r} is not a number from 0 to 120; enter a number" in said
     assert "probability" in judge(service, upload, "50,5", NOT_STATED, "torso")
 
 

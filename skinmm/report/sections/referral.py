@@ -85,13 +85,15 @@ def _limit_warnings(
     inputs: ReportInputs, limit: RiskLimit, name: str, kind: str, decision: str
 ) -> list[str]:
     """Return warnings about targets that validation cannot certify or that permit no decision."""
+    needed, unit = math.ceil(1 / limit.target - 1 - 1e-9), resampling_unit(inputs)
     facts = {
         "name": name,
         "target": f"{limit.target:g}",
         "kind": kind,
         "decision": decision,
         "count": f"{limit.patients:,}",
-        "needed": format_count(math.ceil(1 / limit.target - 1 - 1e-9), resampling_unit(inputs)),
+        "needed": format_count(needed, "patient") if unit == "patient" else f"{needed:,}",
+        "cases": f"with {kind} lesions" if unit == "patient" else f"{kind} {unit}s",
         "certified": format_percent(limit.certified),
         "side": "below" if decision == "benign" else "above",
         "rows": TEXTS["limit_rows"][inputs.fitting_rows],

@@ -28,7 +28,7 @@ async function analyse(facts, members, data, record) {
   if (!data && facts.needs_image) throw new Error('This model needs an image: choose one first.');
   const { values, unknown, missing } = readRecord(facts.columns, record);
   const word = facts.columns.find((column) => column.kind === 'number' && unknown.includes(column.name));
-  if (word) throw new Error(`${word.name}: '${record[word.name].slice(0, 50)}' is not a number in its range; enter a number, or leave the field empty.`);
+  if (word) throw new Error(`${word.name}: '${record[word.name].slice(0, 50)}' is not a number${'high' in word ? ` from ${word.low} to ${word.high}` : ''}; enter a number, or leave the field empty.`);
   const images = new Map();
   for (const { image_size: size } of members) if (data && size && !images.has(size)) images.set(size, await readImage(data, size, facts.max_pixels));
   const outputs = [];
