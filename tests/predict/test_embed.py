@@ -135,6 +135,18 @@ def test_the_search_is_that_of_scikit_learn() -> None:
     np.testing.assert_allclose(cosines, 1 - distances, atol=1e-6)
 
 
+def test_the_search_is_exact_among_rows_that_16_bits_cannot_tell_apart() -> None:
+    rng = np.random.default_rng(0)
+    centre = rng.standard_normal(48, dtype=np.float32)
+    vectors = centre + 0.01 * rng.standard_normal((3000, 48), dtype=np.float32)
+    queries = centre + 0.01 * rng.standard_normal((20, 48), dtype=np.float32)
+    rows, cosines = EmbeddingIndex(vectors.copy(), pd.DataFrame(), {}).search(queries, 7)
+    search = NearestNeighbors(n_neighbors=7, algorithm="brute", metric="cosine")
+    distances, expected = search.fit(vectors.astype("f8")).kneighbors(queries.astype("f8"))
+    assert np.allclose(cosines, 1 - distances, atol=1e-6)
+    assert (rows == expected).mean() > 0.9  # others are equal in 32 bits
+
+
 def test_similar_images_come_with_their_diagnoses(file: Path, both: Path, tmp_path: Path) -> None:
     output, image = tmp_path / "similar.csv", DEMO / "images" / "ISIC_0000001.jpg"
     assert (
