@@ -7,7 +7,7 @@
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 
@@ -142,6 +142,8 @@ class Network(nn.Module):
         record: Records | None,
         symmetries: int = 1,
         has_image: HasImage | None = None,
+        *,
+        at_once: bool = False,
     ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b dim"]]:
         """Average over flips and rotations: return log-probabilities and fused features.
 
@@ -151,16 +153,25 @@ class Network(nn.Module):
             symmetries: number of flips and rotations of the square image to average, 1 to 8;
                 ignored without pixels.
             has_image: rows with an image; None: all.
+            at_once: run the network once, on a batch of all flips and rotations.
         """
-        if image is None or image.is_floating_point():
-            inputs: Iterable[Images | None] = [image]
-        else:
-            inputs = islice(iterate_symmetries(image), symmetries)
+        turns: list[Images | None] = [image]
+        if image is not None and not image.is_floating_point():
+            turns = [*islice(iterate_symmetries(image), symmetries)]
         with full_precision(self.device.type):
-            features = torch.stack([self.embed(turned, record, has_image) for turned in inputs])
+            if at_once and image is not None:
+                records, masks = (_repeat(values, len(turns)) for values in (record, has_image))
+                features = self.embed(torch.cat(turns), records, masks)  # type: ignore[arg-type]
+                features = features.reshape(len(turns), -1, features.shape[1])
+            else:
+                features = torch.stack([self.embed(turn, record, has_image) for turn in turns])
             logarithms = self.head(features).log_softmax(dim=2)  # (symmetries, batch, classes)
         mean = logarithms.logsumexp(dim=0) - math.log(len(logarithms))
         return mean, features.mean(dim=0)
+
+
+def _repeat(values: Tensor | None, times: int) -> Tensor | None:
+    return None if values is None else values.repeat(times, *[1] * (values.ndim - 1))
 
 
 def iterate_symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:

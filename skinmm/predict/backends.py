@@ -115,12 +115,22 @@ class OnnxBackend:
     def run(
         self, outputs: tuple[str, ...], image: Image, record: Record, has_image: HasImage
     ) -> list[Any]:
-        """Return the named outputs of the model for a batch."""
+        """Return the named outputs of the model for a batch.
+
+        The model runs all flips and rotations of an image at once, so it receives as many rows
+        fewer.
+        """
         pixels = None if image is None else np.ascontiguousarray(np.moveaxis(image, -1, -3))
-        values = {"image": pixels, "record": record, "shown": has_image}
+        values: dict[str, Any] = {"image": pixels, "record": record, "shown": has_image}
         feed = {name: value for name, value in values.items() if name in self._inputs}
-        results: list[Any] = self._session.run(list(outputs), feed)
-        return results
+        rows = -(-len(has_image) // self.metadata.get("symmetries", 1))
+        parts = [
+            self._session.run(
+                list(outputs), {name: value[start : start + rows] for name, value in feed.items()}
+            )
+            for start in range(0, len(has_image), rows)
+        ]
+        return [np.concatenate(results) for results in zip(*parts, strict=True)]
 
 
 Backend = TorchBackend | OnnxBackend

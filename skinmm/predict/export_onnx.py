@@ -118,9 +118,8 @@ class _ExportedModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         values = dict(zip(self._inputs, inputs, strict=True))
-        log_probabilities, features = self.network.predict(
-            values.get("image"), values.get("record"), self._views, values.get("shown")
-        )
+        cells = (values.get("image"), values.get("record"), self._views, values.get("shown"))
+        log_probabilities, features = self.network.predict(*cells, at_once=True)
         probabilities = self.calibration(log_probabilities.double().softmax(dim=1))
         outputs = (probabilities, log_probabilities, features)
         if self._ood_detector is None:
@@ -224,6 +223,7 @@ def _write(model: CalibratedModel, path: Path) -> None:
         "image_size": view.size if view else None,
         "preprocess": model.card.preprocess,
         "accepts_missing_image": backend.accepts_missing_image,
+        "symmetries": backend.views,
     }
     _add_metadata(path, metadata)
 

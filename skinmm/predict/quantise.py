@@ -247,7 +247,7 @@ class Quantiser:
         names = {node.name for node in self._model.graph.input}
         for image, record, has_image in batches:
             pixels = None if image is None else np.ascontiguousarray(np.moveaxis(image, -1, -3))
-            values = {"image": pixels, "record": record, "shown": has_image}
+            values: dict[str, Any] = {"image": pixels, "record": record, "shown": has_image}
             inputs = {name: value for name, value in values.items() if name in names}
             for row in range(len(has_image)):
                 yield {name: value[row : row + 1] for name, value in inputs.items()}
