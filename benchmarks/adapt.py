@@ -86,7 +86,10 @@ def run(direction: str, rows: Predictions, reference: Predictions | None) -> Non
                 labelled.probabilities, labelled.target, labelled.patient_id.astype(str)
             )
             before.append(measure(test.probabilities, test))
-            after.append(measure(apply_scale(fit.state, test.probabilities), test))
+            adapted = test.probabilities
+            if fit.method != "none":
+                adapted = apply_scale(fit.state, adapted)
+            after.append(measure(adapted, test))
             chosen.append(fit.method)
         report(f"{size} labels", before, after, dict(Counter(chosen)))
     if reference is not None:
