@@ -227,8 +227,10 @@ class PredictionFile:
         """Raise an error that names the first bad cell of a column, if there is one."""
         if bad.any():
             cell = self.table[column][bad].iloc[0]
-            text = "empty" if pd.isna(cell) else repr(cell)
-            raise InputError(f"{self.path}: {self._name_row(bad)}: {column} {text} {reason}")
+            text = f"{column} {cell!r} {reason}"
+            if pd.isna(cell):
+                text = f"{column} is empty; fill it in, or remove the row"
+            raise InputError(f"{self.path}: {self._name_row(bad)}: {text}")
 
     def _name_row(self, bad: "pd.Series[bool] | _Mask") -> str:
         row = int(np.flatnonzero(bad)[0])

@@ -6,7 +6,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
-from skinmm.evaluation.calibration import Probabilities, Targets
+from skinmm.evaluation.adaptation import fit_map
+from skinmm.evaluation.calibration import Probabilities, Targets, apply_scale
 from skinmm.evaluation.intervals import patient_codes
 
 SIGNIFICANCE: Final = 0.05
@@ -27,7 +28,7 @@ class PrevalenceShift(NamedTuple):
 
     Attributes:
         shares: estimated share of each class, with half a patient added to it.
-        low: lower ends of their 95 % intervals, over patients of the site.
+        low: lower ends of their 95 % intervals, over patients of the site and of the reference.
         high: upper ends.
         is_changed: whether an interval excludes the share before.
         p: of the test that only the shares differ from the reference.
@@ -58,10 +59,11 @@ def estimate_shift(
 ) -> PrevalenceShift:
     """Estimate the class shares of rows without labels, and test whether only they have changed.
 
-    The shares are estimated by EM (`estimate_shares`), with a percentile interval over resampled
-    patients. The test statistic is the largest Kolmogorov-Smirnov distance between the rows and the
-    reference, weighted to the estimated shares: of the probability of each class, and of the OOD
-    score, without which other images may pass for another share. Its distribution under the
+    The shares are estimated by EM (`estimate_shares`). The percentile interval is over resampled
+    patients of the site, with probabilities calibrated again on resampled patients of the
+    reference. The test statistic is the largest Kolmogorov-Smirnov distance between the rows and
+    the reference, weighted to the estimated shares: of the probability of each class, and of the
+    OOD score, without which other images may pass for another share. Its distribution under the
     hypothesis is that of patients drawn from the reference in these shares, each time with new
     estimates and a resampled reference.
 
@@ -74,12 +76,11 @@ def estimate_shift(
         resamples: number of resamples of the interval and of the test.
     """
     old, rng = np.array(prior, dtype=np.float64), np.random.default_rng(0)
-    codes, count = patient_codes(patients)
+    _, count = patient_codes(patients)
     # With half a patient more in each class, so that no class becomes impossible.
     shares = estimate_shares(probabilities, old)[0] * count + np.where(old > 0, 0.5, 0)
     shares /= shares.sum()
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
-    drawn = estimate_shares(probabilities, old, draws[:, codes].astype(np.float64))
+    drawn = [_resample_shares(probabilities, patients, reference, rng) for _ in range(resamples)]
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     low, high = np.minimum(low, shares), np.maximum(high, shares)
     scores = np.vstack([probabilities, reference[0]])
@@ -90,6 +91,28 @@ def estimate_shift(
     state = {"scale": 1.0, "shifts": (shifts - shifts[0]).tolist()}
     is_changed = bool(((old < low) | (high < old)).any())
     return PrevalenceShift(shares.tolist(), low.tolist(), high.tolist(), is_changed, p, state)
+
+
+def _resample_shares(
+    probabilities: Probabilities,
+    patients: _Patients,
+    reference: _Reference,
+    rng: np.random.Generator,
+) -> _Shares:
+    """Return the shares of resampled patients, with the calibration of a resampled reference."""
+    known, targets, groups = reference
+    rows = np.repeat(np.arange(len(targets)), _draw_rows(groups, rng))
+    state = fit_map(known[rows], targets[rows], "both")
+    prior = np.bincount(targets[rows], minlength=known.shape[1]) / len(rows)
+    weights = _draw_rows(patients, rng)[None].astype(np.float64)
+    shares: _Shares = estimate_shares(apply_scale(state, probabilities), prior, weights)[0]
+    return shares
+
+
+def _draw_rows(patients: _Patients, rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
+    """Return how often each row is drawn if as many patients are drawn with replacement."""
+    codes, count = patient_codes(patients)
+    return np.asarray(rng.multinomial(count, np.full(count, 1 / count))[codes])
 
 
 def _test_shift(

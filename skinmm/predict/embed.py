@@ -7,6 +7,8 @@ A Parquet file of embeddings has one row an image, in the order of the input, wi
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,15 +20,16 @@ from skinmm.config import Config, ModelConfig
 from skinmm.config.checkpoints import announce_included, find_checkpoints
 from skinmm.config.commands import EmbedConfig, EmbeddingConfig, SimilarConfig
 from skinmm.data.dataset import View
-from skinmm.errors import InputError, print_error, print_line
+from skinmm.errors import InputError, print_error, print_line, suggest_path
 from skinmm.files import IMAGE_SUFFIXES, atomic_write, import_parquet
 from skinmm.models.backbone import Backbone
 from skinmm.predict.embedder import KEY, Embedder, EmbeddingIndex
 from skinmm.predict.ensemble import load_models
-from skinmm.predict.inputs import ImageFolder, Images, read_input
+from skinmm.predict.inputs import ImageFolder, Images, read_input, rename_training_columns
 from skinmm.predict.job import count_workers, find_image_folder, require_images
 from skinmm.predict.predictor import select_device
 from skinmm.predict.writer import require_output_file, to_csv
+from skinmm.vocabulary import match_columns
 
 CHUNK: Final = 256  # rows read at a time, rounded up to whole batches
 GROUP: Final = 8192
@@ -61,6 +64,7 @@ def embed_file(config: EmbedConfig) -> int:
         raise InputError(f"output={path}: embeddings are written as .parquet")
     images = ImageFolder(find_image_folder(config))
     embedder = build_embedder(config, config.columns)
+    require_columns(config.input, config.columns, embedder.column_names)
     require_images(config, images, embedder.column_names)
     counts = write_embeddings(_stream(config, embedder, images), path, embedder.metadata)
     return _finish(*counts, f"embeddings: {path} ({counts[0]} rows of {embedder.score_width})")
@@ -71,6 +75,8 @@ def find_similar(config: SimilarConfig) -> int:
     path = Path(config.output)
     require_output_file("output", path, overwrite=config.overwrite)
     source, is_image = Path(config.input), config.input.lower().endswith(IMAGE_SUFFIXES)
+    if is_image and not source.is_file():
+        raise InputError(f"input={source}: no such file{suggest_path(source)}")
     images = ImageFolder(source.parent if is_image else find_image_folder(config))
     index = EmbeddingIndex.read(Path(config.index))
     embedder = build_embedder(config)
@@ -91,6 +97,17 @@ def find_similar(config: SimilarConfig) -> int:
     return _finish(
         rows, failed, f"similar images: {path} (of {rows} {'image' if rows == 1 else 'images'})"
     )
+
+
+def require_columns(source: str, columns: Sequence[str], column_names: dict[str, str]) -> None:
+    """Refuse a column to copy that the table does not have."""
+    for table in islice(read_input(source, 1), 1):
+        names = [*map(str, rename_training_columns(table, column_names))]
+        for column in columns:
+            if column not in {*names, *match_columns(names, [column]).values()}:
+                near = get_close_matches(column, names, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}"
+                raise InputError(f"columns={column}: {source} has no such column; {hint}")
 
 
 def _stream(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinmm.errors import InputError, suggest_path
+from skinmm.errors import InputError, format_count, suggest_path
 from skinmm.files import (
     EXCEL_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -22,7 +22,15 @@ from skinmm.files import (
 from skinmm.images import shards
 from skinmm.images.finder import ImageFinder, is_system_file, list_files, list_visible
 from skinmm.images.source import Source, may_be_dicom, read_source, split_frame
-from skinmm.vocabulary import COLUMN_NAMES, Table, describe_unused_columns, match_columns
+from skinmm.vocabulary import (
+    COLUMN_NAMES,
+    Table,
+    describe_unused_columns,
+    is_missing,
+    match_columns,
+)
+
+_LABELS = 10_000  # rows read at a time
 
 
 def read_input(source: str, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:
@@ -76,6 +84,41 @@ def contains_records(folder: Path) -> bool:
         shards.is_tfrecord(path.name) or (may_be_dicom(path.name) and _is_image(path))
         for path in list_visible(folder)
     )
+
+
+def has_predictions(source: Path) -> bool:
+    """Return whether a table is a prediction file of this package."""
+    if not source.is_file():
+        return False
+    if source.suffix not in PARQUET_SUFFIXES:
+        with source.open("rb") as file:
+            header = file.readline(1 << 16)
+        return b"p_" in header and b"prediction_set" in header
+    names = import_parquet(source).read_schema(source).names
+    return "prediction_set" in names and any(name.startswith("p_") for name in names)
+
+
+def has_labels(source: str) -> bool:
+    """Return whether a table has labels, in `target` or else `diagnosis`; refuse it if some lack.
+
+    A folder of images has none.
+    """
+    empty, count, column = list[int](), 0, None
+    for table in read_input(source, _LABELS):
+        names = {canonical: name for name, canonical in match_columns(table.keys()).items()}
+        column = next((names[name] for name in ("target", "diagnosis") if name in names), None)
+        if column is None:
+            return False
+        cells = np.asarray(table[column], dtype=object)
+        empty += [count + row for row, cell in enumerate(cells) if is_missing(cell)]
+        count += len(cells)
+    if empty and len(empty) < count:
+        rows = format_count(len(empty), "row")
+        raise InputError(
+            f"input={source}: row {empty[0] + 1}: {column} is empty ({rows} in all); label such "
+            "rows or remove them, or empty the whole column"
+        )
+    return len(empty) < count
 
 
 def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Table:

@@ -45,6 +45,8 @@ MACRO: Final = "macro_auroc"  # of multi-class runs only
 WITHIN: Final = "within_source_auroc"  # of files with sources only
 DIFFERENT: Final = ("auroc", WITHIN, f"within_source_{MACRO}", "average_precision", "brier")
 MAX_PAIRED: Final = 6  # systems, which give fifteen pairs
+LEAST_COMMON: Final = 10
+"""Images in common below which no differences are shown."""
 
 
 def write_comparison(  # noqa: PLR0913 - all but two are optional
@@ -111,13 +113,18 @@ def build_comparison(
     build = (clinic_table, source_table, calibration_table, missing_table)
     further = [part for function in build if (part := function(systems))]
     columns = [Note(f"{n}: {note}.") for n, inputs in systems.items() for note in inputs.notes]
-    first = Section("systems", "Systems", [table, *choice, *columns])
+    assumed = [
+        Note(f"{name}: {TEXTS['assumed'].format(format_number(inputs.threshold))}", warning=True)
+        for name, inputs in systems.items()
+        if not inputs.fitted("threshold")
+    ]
+    first = Section("systems", "Systems", [table, *choice, *assumed, *columns])
     sections = [first, differences, draw_systems(systems)]
     if further:
         sections.append(Section("further", "Clinic, calibration and missing data", further))
     notes = [block for block in differences.blocks if isinstance(block, Note)]
     paired = [b for b in differences.blocks if isinstance(b, Table) and b.is_printed]
-    return sections, [table, *paired[bool(against) :], *further], [*choice, *notes]
+    return sections, [table, *paired[bool(against) :], *further], [*choice, *assumed, *notes]
 
 
 def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str, Path]) -> Table:
@@ -162,13 +169,15 @@ def _read_source(
 
 
 def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any] | None:
-    """Return differences on the common images; None if runs have no common image."""
+    """Return differences on the common images; None if they are too few, or runs have none."""
     tested = {name: inputs.value("auroc") or 0.0 for name, inputs in systems.items()}
     ranking = _validation_aurocs(systems) or tested
     best = sorted(systems, key=lambda name: ranking[name])[-MAX_PAIRED:]
     chosen = {name: inputs for name, inputs in systems.items() if against or name in best}
-    image_ids = [set(inputs.predictions.image_id) for inputs in chosen.values()]
-    if not set.intersection(*image_ids) and any(inputs.config for inputs in chosen.values()):
+    common = set.intersection(*({*inputs.predictions.image_id} for inputs in chosen.values()))
+    is_part = any(len(inputs.predictions) > len(common) for inputs in chosen.values())
+    has_runs = any(inputs.config for inputs in chosen.values())
+    if is_part and len(common) < LEAST_COMMON and (common or has_runs):
         return None
     return compare(
         {name: inputs.predictions for name, inputs in chosen.items()},

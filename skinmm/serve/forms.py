@@ -145,7 +145,7 @@ async def _read_images(values: CaseForm | LesionForm) -> list[CaseImage]:
     for number, upload in enumerate(uploads):
         data = await upload.read()
         if not data:
-            raise ProblemError.unusable("the field image has no file")
+            raise ProblemError.unusable("the field image has no file, or an empty one")
         check_image(data)
         word = views[number].strip() if views else ""
         view = parse_view(word) if word else ""

@@ -1,6 +1,7 @@
 """`skinmm adapt`: fit the calibration and the decision of a checkpoint to the lesions of a site."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,7 +28,6 @@ from skinmm.evaluation.prediction_files import PredictionFile
 from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.evaluation.prevalence_shift import estimate_shift
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
-from skinmm.files import PARQUET_SUFFIXES, import_parquet
 from skinmm.models.checkpoint import (
     Card,
     CheckpointError,
@@ -35,6 +35,7 @@ from skinmm.models.checkpoint import (
     save_ensemble,
     split_ensemble,
 )
+from skinmm.predict.inputs import has_labels, has_predictions
 from skinmm.predict.job import predict_file
 from skinmm.predict.writer import require_output_file
 from skinmm.report.sites import write_adaptation_page
@@ -80,30 +81,8 @@ def adapt(config: AdaptConfig) -> int:
         raise InputError(f"output={output}: the suffix must be {SUFFIX}")
     require_output_file("output", output, overwrite=config.overwrite)
     cards = [_require_adaptable(path, card) for path in paths for card, _ in load_cards(path)]
-    files = _predict_members(config, paths, cards, output)
-    table, file = _read_own_predictions(files[0], cards[0], "input"), files[0]
-    for other, card in zip(files[1:], cards[1:], strict=True):
-        _read_own_predictions(other, card, "input")
-    if {"target", "diagnosis"} & {*table.table.dropna(axis=1, how="all")}:
-        fit = _fit_labelled(files, cards)
-    elif len(cards) > 1:
-        raise InputError(
-            f"{file}: no column target; several networks are adapted with labels only, or adapt "
-            "one of them"
-        )
-    else:
-        fit = _fit_unlabelled(_find_reference(config, paths[0]), table, cards[0])
-    source = Path(config.input) if Path(config.input).is_file() else file
-    facts = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "source": sha256(source.read_bytes()).hexdigest(),
-        "checkpoint": ", ".join(sha256(path.read_bytes()).hexdigest() for path in paths),
-        "rows": len(table.table),
-        "unpredicted": table.unpredicted,
-        "patients": int(resolve_patients(table.table).nunique()),
-        "unit": str(pd.Series(table.parse_units()).mode()[0]),  # what `patients` counts
-        **fit.facts,
-    }
+    with _predict(config, paths, cards, output) as files:
+        fit, facts = _fit(files, cards, config, paths)
     rules = from_mapping(Config, cards[0].config).evaluation
     shared = _to_card(cards[0], fit, facts, rules)
     save_ensemble(paths, output, partial(_to_member, fit, facts), **shared)
@@ -128,52 +107,74 @@ def _require_adaptable(path: Path, card: Card) -> Card:
     return card
 
 
-def _predict_members(
+@contextmanager
+def _predict(
     config: AdaptConfig, paths: Sequence[Path], cards: Sequence[Card], output: Path
-) -> list[Path]:
-    """Return the prediction file of each network."""
-    if len(cards) == 1:
-        return [_predict(config, paths[0], output)]
-    if len({(*card.classes, "", *card.positive) for card in cards}) > 1:
+) -> Iterator[list[Path]]:
+    """Predict the input with each network; remove these predictions if the adaptation fails."""
+    if _check_input(config, cards):
+        yield [Path(config.input)]
+        return
+    numbers = [f".{number}" for number in range(len(cards))] if len(cards) > 1 else [""]
+    files = [output.with_suffix(f"{number}.before.csv") for number in numbers]
+    for file in files:
+        require_output_file("predictions before", file, overwrite=config.overwrite)
+    try:
+        with TemporaryDirectory() as folder:
+            members = [m for path in paths for m in split_ensemble(path, Path(folder))]
+            for member, file in zip(members, files, strict=True):
+                job = PredictConfig(checkpoint=str(member), input=config.input, output=str(file))
+                for name in ("images", "accelerator", "overwrite"):
+                    setattr(job, name, getattr(config, name))
+                if predict_file(job):
+                    print_line(f"rows without a prediction are not used; see error in {file}")
+        yield files
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _check_input(config: AdaptConfig, cards: Sequence[Card]) -> bool:
+    """Return whether the input has predictions; refuse it, before any image is read."""
+    is_predicted = has_predictions(Path(config.input))
+    is_labelled, several = is_predicted or has_labels(config.input), len(cards) > 1
+    if several and len({(*card.classes, "", *card.positive) for card in cards}) > 1:
         raise InputError("the checkpoints have different classes; adapt them one by one")
-    if Path(config.input).is_file() and _has_predictions(Path(config.input)):
+    if several and is_predicted:
         raise InputError(
-            f"input={config.input}: contains mean predictions of {len(cards)} networks; "
-            "give the table or folder of images instead"
+            f"input={config.input}: contains mean predictions of {len(cards)} networks; give the "
+            "table or folder of images instead"
         )
-    with TemporaryDirectory() as folder:
-        members = [member for path in paths for member in split_ensemble(path, Path(folder))]
-        outputs = [output.with_suffix(f".{number}.ckpt") for number in range(len(members))]
-        return [_predict(config, *pair) for pair in zip(members, outputs, strict=True)]
+    if several and not is_labelled:
+        raise InputError(
+            f"input={config.input}: no column target; several networks are adapted with labels "
+            "only, or adapt one of them"
+        )
+    return is_predicted
 
 
-def _predict(config: AdaptConfig, checkpoint: Path, output: Path) -> Path:
-    """Return the input if it is a prediction file, otherwise predict its rows."""
-    source = Path(config.input)
-    if source.is_file() and _has_predictions(source):
-        return source
-    predictions = output.with_suffix(".predictions.csv")
-    job = PredictConfig(
-        checkpoint=str(checkpoint),
-        input=config.input,
-        images=config.images,
-        output=str(predictions),
-        accelerator=config.accelerator,
-        overwrite=config.overwrite,
-    )
-    if predict_file(job):
-        print_line(f"rows without a prediction are not used; see error in {predictions}")
-    return predictions
-
-
-def _has_predictions(source: Path) -> bool:
-    """Return whether a table is a prediction file of this package."""
-    if source.suffix not in PARQUET_SUFFIXES:
-        with source.open("rb") as file:
-            header = file.readline(1 << 16)
-        return b"p_" in header and b"prediction_set" in header
-    names = import_parquet(source).read_schema(source).names
-    return "prediction_set" in names and any(name.startswith("p_") for name in names)
+def _fit(
+    files: Sequence[Path], cards: Sequence[Card], config: AdaptConfig, paths: Sequence[Path]
+) -> tuple[_Fit, dict[str, Any]]:
+    """Fit the adaptation to prediction files; return it with its record."""
+    pairs = zip(files, cards, strict=True)
+    table, *_ = [_read_own_predictions(file, card, "input") for file, card in pairs]
+    if {"target", "diagnosis"} & {*table.table.dropna(axis=1, how="all")}:
+        fit = _fit_labelled(files, cards)
+    else:
+        fit = _fit_unlabelled(_find_reference(config, paths[0]), table, cards[0])
+    source = Path(config.input) if Path(config.input).is_file() else files[0]
+    return fit, {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "source": sha256(source.read_bytes()).hexdigest(),
+        "checkpoint": ", ".join(sha256(path.read_bytes()).hexdigest() for path in paths),
+        "rows": len(table.table),
+        "unpredicted": table.unpredicted,
+        "patients": int(resolve_patients(table.table).nunique()),
+        "unit": str(pd.Series(table.parse_units()).mode()[0]),  # what `patients` counts
+        **fit.facts,
+    }
 
 
 def _read_own_predictions(file: Path, card: Card, key: str) -> PredictionFile:

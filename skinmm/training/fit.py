@@ -13,7 +13,6 @@ from skinmm.config.outputs import UPLOADS
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.datamodule import count_folds
 from skinmm.data.sampling import SAMPLERS
-from skinmm.data.splits import CALIBRATION
 from skinmm.errors import InputError, warn
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
@@ -173,8 +172,8 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     facts["threshold"] = asdict(average_thresholds(thresholds))
     calibration = metrics[0]["calibration"]  # folds differ in its method and fitted state
     facts["calibration"] = {name: calibration.get(name) for name in ("prior", "inverse")}
-    is_apart = all(fold.get("fitted_on") == CALIBRATION for fold in metrics)
-    facts["fitted_on"] = CALIBRATION if is_apart else "val"
+    fitted = {fold.get("fitted_on", "val") for fold in metrics}
+    facts["fitted_on"] = fitted.pop() if len(fitted) == 1 else "mixed"
     selections = [fold["selection"] for fold in metrics if "selection" in fold]
     if len({selection["window"] for selection in selections}) == 1:
         epochs = [selection["epochs"] for selection in selections]

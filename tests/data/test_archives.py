@@ -69,7 +69,7 @@ def test_midas_joins_the_distances_of_a_lesion(tmp_path: Path) -> None:
     file = tmp_path / "release_midas.csv"
     unknown = "6,3,I6.jpeg,no,dscope,nose,,,female,50,,no,,,4,4,scc\n"
     file.write_text(f"{file.read_text().rstrip()}\n{unknown}")
-    with pytest.raises(InputError, match=r"no malignant target in 1 row, e\.g\. I6"):
+    with pytest.raises(InputError, match=r"the target is empty or unknown in 1 row, e\.g\. I6"):
         load_table("midas", tmp_path)
 
 

@@ -214,7 +214,7 @@ def test_an_unknown_diagnosis_has_no_label(tmp_path: Path) -> None:
     words = ["melanoma", "unknown", "nevus", "UNK"]
     rows = [f"{n}.jpg,P1,{word}" for n, word in zip(NAMES, words, strict=True)]
     folder = cohort(tmp_path, "image,patient,diagnosis", *rows)
-    with pytest.raises(InputError, match=r"no malignant target in 2 rows, e.g. I1, I3"):
+    with pytest.raises(InputError, match=r"the target is empty or unknown in 2 rows, e.g. I1, I3"):
         load("csv", folder)
     table = load("csv", folder, missing="drop")
     assert table["image_id"].tolist() == ["I0", "I2"]
@@ -225,7 +225,7 @@ def test_a_diagnosis_that_is_pending_has_no_label(tmp_path: Path, word: str) -> 
     rows = [f"{n}.jpg,P1,{w}" for n, w in zip(NAMES, ["mel", word, "nv", "nv"], strict=True)]
     folder = cohort(tmp_path, "image,patient,diagnosis", *rows)
     with pytest.raises(
-        InputError, match=r"no malignant target in 1 row, e\.g\. I1; set data\.missing"
+        InputError, match=r"the target is empty or unknown in 1 row, e\.g\. I1; set data\.missing"
     ):
         load("csv", folder)
 
@@ -288,7 +288,7 @@ def test_one_hot_rows_of_an_unknown_class_have_no_label(tmp_path: Path) -> None:
         f"{n}.jpg,{m}" for n, m in zip(NAMES, ["1,0,0", "0,1,0", "0,0,1", "0,1,0"], strict=True)
     ]
     folder = cohort(tmp_path, "image,melanoma,nevus,unknown", *rows)
-    with pytest.raises(InputError, match=r"no malignant target in 1 row, e\.g\. I2"):
+    with pytest.raises(InputError, match=r"the target is empty or unknown in 1 row, e\.g\. I2"):
         load("csv", folder)
 
 

@@ -246,7 +246,7 @@ def test_isic_2018_task_1_is_images_with_masks(tmp_path: Path) -> None:
     assert all(Path(mask).stem == f"{name}_segmentation" for name, mask in
                zip(table["image_id"], table["mask"], strict=True))  # fmt: skip
     assert set(table["target"]) == {0}
-    with pytest.raises(InputError, match="no malignant target in 4 rows"):
+    with pytest.raises(InputError, match="the target is empty or unknown in 4 rows"):
         load_cohort(data)
     with pytest.raises(InputError, match="task=2: choose from 1, 3"):
         load("isic_2018", tmp_path, args={"task": 2})

@@ -49,7 +49,7 @@ def test_separators_and_byte_order_marks(tmp_path: Path, separator: str, encodin
         ("I1,P1,40,male,torso,2", r"row 3 \('I1'\): target '2' .*0 or 1"),
         ("I0.jpg,P1,40,male,torso,0", r"images are repeated in 1 row, first 'I0' \(rows 2, 3\)"),
         (",P1,40,male,torso,0", r"row 3: no image name"),
-        ("I1,P1,40,male,torso,", r"no malignant target in 1 row, e.g. I1"),
+        ("I1,P1,40,male,torso,", r"the target is empty or unknown in 1 row, e.g. I1"),
         ("I1,P1,40,male,torso,1", r"every row has the same target, 1"),
         ("I1,P1,40,male,torso,0,7,8", r"cohort.csv: row 3 has 8 cells, the header has 6"),
     ],
@@ -74,7 +74,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str, message: str) -> None:
             r"no column target or diagnosis in \S+cohort.csv: it has image, Zahl; name it: "
             r"\+data.args.columns.target=COLUMN or \+data.args.columns.diagnosis=COLUMN",
         ),
-        ("image,target\nI0,\nI1,\n", "no malignant target in 2 rows, e.g. I0, I1"),
+        ("image,target\nI0,\nI1,\n", "the target is empty or unknown in 2 rows, e.g. I0, I1"),
     ],
 )
 def test_a_bad_table_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -115,6 +115,18 @@ def test_the_shares_of_a_site_are_found_without_labels(share: float) -> None:
     assert corrected.mean(axis=0) == pytest.approx(found, abs=1e-5)
 
 
+def test_a_reference_that_hardly_ranks_gives_no_new_shares() -> None:
+    rng = np.random.default_rng(0)
+    malignancy = 0.375 + 0.01 * rng.standard_normal(24)
+    known = np.c_[1 - malignancy, malignancy], np.arange(24) % 2, np.arange(24).astype(str)
+    here = rng.choice(malignancy, 150)
+    names = np.arange(150).astype(str)
+    shift = estimate_shift(np.c_[1 - here, here], names, known, [0.5, 0.5])
+    assert not shift.is_changed
+    assert shift.low[1] < 0.1
+    assert shift.high[1] > 0.9
+
+
 def test_the_interval_contains_the_share_and_the_map_corrects_it() -> None:
     reference, truth = draw(9, 500, 0.2)
     covered, refused = [], []

@@ -187,7 +187,7 @@ BAD = {
     r"row 2 \(image b\): p_malignant '1\.2' is not a probability": GOOD.replace("0.8", "1.2"),
     r"row 1 \(image a\): p_benign '-0\.9' is not": GOOD.replace("0.9", "-0.9"),
     r"row 2 \(image b\): p_malignant 'nan' is not": GOOD.replace("0.8", "nan"),
-    r"row 2 \(image b\): p_malignant empty is not a probability in \[0, 1\] \(1 row in all\)": (
+    r"row 2 \(image b\): p_malignant is empty; fill it in, or remove the row": (
         GOOD.replace("0.8", "")
     ),
     r"row 1 \(image a\): p_benign \+ p_malignant is 1\.2, not 1": GOOD.replace("0.1", "0.3"),
@@ -201,7 +201,7 @@ BAD = {
     r"row 1 \(image a\): decision 'maybe' is not one of benign, malignant, refer; rename": (
         "image_id,target,p_malignant,decision\na,1,0.1,maybe\nb,0,0.1,benign\n"
     ),
-    r"row 2 \(image b\): decision empty is not one of": (
+    r"row 2 \(image b\): decision is empty; fill it in": (
         "image_id,target,p_malignant,decision\na,1,0.1,refer\nb,0,0.1,\n"
     ),
     r"row 1 \(image a\): prediction_set 'mel' is not made of benign, malignant with \|": (

@@ -184,6 +184,7 @@ def test_a_table_has_a_line_for_each_pair_and_error(
         (("checkpoint={records}",), "no image network"),
         (("checkpoint=[{both},{larger}]",), "embeddings of 2 networks cannot be compared"),
         (("checkpoint={both}", "output=a.csv"), "embeddings are written as .parquet"),
+        (("checkpoint={both}", "columns=[sexx]"), "has no such column; did you mean sex?"),
     ],
 )
 def test_embeddings_that_cannot_be_are_refused(
@@ -208,6 +209,9 @@ def test_another_network_or_file_is_refused(
     file: Path, larger: Path, table: Path, tmp_path: Path, capsys: Printed
 ) -> None:
     output = f"output={tmp_path / 'similar.csv'}"
+    picture = tmp_path / "none.jpg"
+    assert run("similar", larger, f"index={file}", f"input={picture}", output) == 2
+    assert f"input={picture}: no such file" in capsys.readouterr().err
     assert run("similar", larger, f"index={file}", f"input={table}", output) == 2
     assert "embeddings of the index and of the images differ: network" in capsys.readouterr().err
     with pytest.raises(InputError, match="no such file; write it with skinmm embed"):

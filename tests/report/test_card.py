@@ -161,8 +161,18 @@ def test_the_threshold_of_pooled_folds_is_the_mean_of_theirs(tmp_path: Path) -> 
     pooled = replace(rows, fold=np.arange(len(rows)) % 5)
     config = {**inputs.config, "data": {**inputs.config["data"], "fold": "all"}}
     facts = collect_facts(replace(inputs, predictions=pooled, config=config))
-    mean = ", the mean of the thresholds of the folds, each chosen on the validation part for"
+    mean = (
+        ", the mean of the thresholds of the folds (of their log odds), each chosen on the "
+        "validation part for"
+    )
     assert mean in facts["threshold"]
+    mixed = {**inputs.metrics, "fitted_on": "mixed"}
+    facts = collect_facts(replace(inputs, predictions=pooled, config=config, metrics=mixed))
+    assert (
+        "chosen on the calibration part of the fold, or else its validation" in facts["threshold"]
+    )
+    assert "In folds without a calibration part, the epoch" in facts["threshold"]
+    assert "or its validation rows if it has no calibration rows" in facts["split"]
     assert (
         "There are 5 folds; each is predicted by a network that was not trained" in facts["split"]
     )
@@ -276,4 +286,6 @@ def test_a_card_names_the_corrections_of_its_run_alone(
     for sentence, words in zip(sentences, expected, strict=True):
         assert re.search(words, sentence)
     card = format_card(inputs)
-    assert " ".join([*sentences, "Calibration, fitted on the validation part: platt."]) in card
+    assert (
+        " ".join([*sentences, "Calibration, fitted on the validation part; method: platt."]) in card
+    )

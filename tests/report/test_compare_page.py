@@ -96,6 +96,10 @@ def test_different_images_are_said_loudly(tmp_path: Path) -> None:
     write_comparison(files, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert "on the 350 images in common" in page.text
+    table.tail(353).to_csv(files[0], index=False)
+    _, (*_, note) = write_comparison(files, tmp_path / "page.html", margin=0.02, overwrite=True)
+    assert "none or fewer than ten in common" in note.text
+    assert "inferior" not in Page(tmp_path / "page.html").text
     table.tail(350).to_csv(files[0], index=False)
     with pytest.raises(InputError, match="a, b have no image in common"):
         write_comparison(files, tmp_path / "page.html", overwrite=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_cases import THRESHOLD, make_run
+from report_cases import THRESHOLD, fitted, make_run
 
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.report.blocks import Note, Table, format_percent
 from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
-from skinmm.report.sections.headline import restate_at_clinic
+from skinmm.report.sections.headline import collect_warnings, restate_at_clinic
 from skinmm.report.sections.referral import (
     build_decided_tiles,
     collect_referral_warnings,
@@ -191,6 +191,16 @@ def test_two_rows_are_not_called_useful_anywhere(tmp_path: Path) -> None:
         "At this prevalence, no lesion is decided benign, and no lesion is decided malignant."
         in (restate_at_clinic(inputs))
     )
+
+
+def test_a_reversed_ranking_is_not_called_chance(tmp_path: Path) -> None:
+    table = fitted()
+    table.assign(target=1 - table["target"]).to_csv(tmp_path / "file.csv", index=False)
+    inputs = read_prediction_file(tmp_path / "file.csv", pictures=False)
+    title = build_verdict(inputs).title
+    assert title.startswith("Not useful: the model ranks benign lesions above malignant ones.")
+    (warning,) = (text for text in collect_warnings(inputs) if "chance" in text)
+    assert warning.startswith("The ranking is worse than chance, AUROC 0.")
 
 
 def test_the_head_counts_wrong_decisions_among_the_decided(run: Path) -> None:

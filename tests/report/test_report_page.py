@@ -304,7 +304,7 @@ def test_pooled_folds_show_each_fold(run: Path, tmp_path: Path) -> None:
     page = Page(write_report(parent))
     assert "fold 0" in page.text
     assert "train fold_1" in page.text
-    assert "fitted on the validation part: chosen in each fold." in page.text
+    assert "fitted on the validation part; method: chosen in each fold." in page.text
 
 
 def test_a_page_names_its_data_and_the_day_of_the_run(run: Path) -> None:

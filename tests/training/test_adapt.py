@@ -169,19 +169,23 @@ def test_what_cannot_be_adapted_is_named(
     benign, malignant = tmp_path / "benign.csv", tmp_path / "malignant.csv"
     pd.read_csv(site, dtype=str).assign(target="0").to_csv(benign, index=False)
     pd.read_csv(site, dtype=str).assign(target="1").to_csv(malignant, index=False)
+    partly = pd.read_csv(site, dtype=str)
+    partly.loc[[1, 5, 7], "target"] = None
+    partly.to_csv(tmp_path / "partly.csv", index=False)
     cases = {
         "not the calibrated predictions of this checkpoint": (checkpoint, raw),
         "adapted to a site already": (new, site),
         "give reference=RUN/predictions/val.csv": (alone, unlabelled),
         "none of 400 rows is malignant": (checkpoint, benign),
         "none of 400 rows is benign": (checkpoint, malignant),
+        "partly.csv: row 2: target is empty (3 rows in all)": (checkpoint, tmp_path / "partly.csv"),
     }
     for message, (model, table) in cases.items():
         capsys.readouterr()
         given = (f"checkpoint={model}", f"input={table}", f"output={tmp_path / 'x.ckpt'}")
         assert adapt(tmp_path, *given, "overwrite=true") == 2, message
         assert message in capsys.readouterr().err
-    assert not (tmp_path / "x.ckpt").exists()
+    assert not [*tmp_path.glob("x.*")]  # no predictions that refuse the next try
     wrong = (f"checkpoint={best(both)}", f"input={site}", f"output={tmp_path / 'x.bin'}")
     assert adapt(tmp_path, *wrong, "overwrite=true") == 2
     assert "the suffix must be .ckpt" in capsys.readouterr().err

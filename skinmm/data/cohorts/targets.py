@@ -47,7 +47,7 @@ def add_targets(cohort: "CohortTable", data: DataConfig) -> pd.DataFrame:
     if unlabelled.any():
         names = ", ".join(rows.loc[unlabelled, "image_id"].iloc[:3])
         count = format_count(int(unlabelled.sum()), "row")
-        message = f"no {data.target} target in {count}, e.g. {names}"
+        message = f"the target is empty or unknown in {count}, e.g. {names}"
         if data.missing != "drop" or unlabelled.all():
             raise InputError(f"{message}; set data.missing=drop to leave them out")
         warn(f"{message}: left out")

@@ -115,12 +115,13 @@ def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str
     image = [] if block == "tabular_only" else ["the image"]
     record = [*data.get("columns", []), *name_relative(data.get("relative", []))]
     record = [] if block == "image_only" else record
-    network = f"Image network {model.get('name')} at {model.get('image_size')} pixels, "
+    frozen = ", frozen" if model.get("freeze") or model.get("tune") == "head" else ""
+    network = f"Image network {model.get('name')} at {model.get('image_size')} pixels{frozen}, "
     fold = data.get("fold")
     tested = TEXTS["tested_parts"]["all" if fold == "all" else "one"].format(fold)
     split = TEXTS["split"].format(data.get("folds"), tested)
     if data.get("split") == "source":
-        split = TEXTS["split_by_source"].format(data.get("fold"))
+        split = TEXTS["split_by_source"].format("every source" if fold == "all" else f"fold {fold}")
     facts = {
         "inputs": f"{', '.join([*image, *record])}.",
         "network": f"{network if image else ''}fusion {block}{f', head {head}' if head else ''}.",
@@ -210,7 +211,8 @@ def _describe_threshold(inputs: ReportInputs) -> str:
         bound = "as an estimate without a bound"
         if rule["guaranteed"]:
             unit = resampling_unit(inputs)
-            bound = f"by {unit}, with {format_percent(options['confidence'])} confidence"
+            confidence = format_percent(options["confidence"])
+            bound = f"guaranteed over {unit}s with {confidence} confidence"
         if not (rule["guaranteed"] or is_final) and rule.get("bound") is not None:
             counts = (rule["found"], rule["patients"], resampling_unit(inputs))
             levels = (format_percent(value) for value in (rule["bound"], options["confidence"]))
@@ -219,15 +221,17 @@ def _describe_threshold(inputs: ReportInputs) -> str:
     if is_final:
         folds = TEXTS["threshold_of_folds"].format(format_number(inputs.threshold))
         return f"{text}, chosen on the test predictions of the folds for {aim}. {folds}"
-    part = inputs.metrics.get("fitted_on", "val")
-    is_apart = part == "calibration" or inputs.has_fitted_head
+    part = _name_fitting_part(inputs)
+    is_apart = inputs.metrics.get("fitted_on") == "calibration" or inputs.has_fitted_head
     optimism = "" if is_apart else _describe_optimism(inputs)
     pooled = "" if inputs.predictions.fold is None else f" {TEXTS['pooled_threshold']}"
-    return f"{text},{pooled} chosen on the {PARTS[part].lower()} part for {aim}. {optimism}".strip()
+    return f"{text},{pooled} chosen on the {part} for {aim}. {optimism}".strip()
 
 
 def _describe_optimism(inputs: ReportInputs) -> str:
     """Describe the optimism if the epoch was selected on the same rows as the threshold."""
+    if inputs.metrics.get("fitted_on") == "mixed":
+        return str(TEXTS["optimism_mixed"])
     is_pooled = inputs.predictions.fold is not None  # no entry: folds of different windows
     window = inputs.metrics.get("selection", {}).get("window", None if is_pooled else 1)
     if figures := TEXTS["optimism_figures"].get(window):
@@ -275,8 +279,16 @@ def _describe_calibration(inputs: ReportInputs) -> str:
     if inputs.predictions.fold is not None:
         setting = inputs.evaluation.get("calibration", "auto")
         method = f"{'chosen' if setting == 'auto' else setting} in each fold"
-    part = PARTS[inputs.metrics.get("fitted_on", "val")].lower()
-    return " ".join([*list_corrections(inputs), TEXTS["calibration"].format(part, method)])
+    text = TEXTS["calibration"].format(_name_fitting_part(inputs), method)
+    return " ".join([*list_corrections(inputs), text])
+
+
+def _name_fitting_part(inputs: ReportInputs) -> str:
+    """Name the part whose rows calibration and threshold are fitted to."""
+    part = inputs.metrics.get("fitted_on", "val")
+    if part == "mixed":  # folds with and without a calibration part
+        return "calibration part of the fold, or else its validation part"
+    return f"{PARTS[part].lower()} part"
 
 
 def list_corrections(inputs: ReportInputs) -> list[str]:

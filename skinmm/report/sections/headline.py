@@ -58,7 +58,8 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
         warnings.append(TEXTS["leak"])
     auroc = inputs.estimate("auroc")
     if (low := auroc.get("low")) is not None and low <= 0.5:  # noqa: PLR2004 - chance
-        warnings.append(TEXTS["chance"].format(format_estimate(auroc)))
+        key = "reversed" if auroc["high"] < 0.5 else "chance"  # noqa: PLR2004
+        warnings.append(TEXTS[key].format(format_estimate(auroc)))
     rows = inputs.predictions
     if (patients := len(set(rows.patient_id[rows.malignant]))) < FEW:
         warnings.append(_describe_few(inputs, patients))

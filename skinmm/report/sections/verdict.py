@@ -14,6 +14,7 @@ from skinmm.report.blocks import (
     Row,
     Table,
     Verdict,
+    format_estimate,
     format_number,
     format_percent,
 )
@@ -56,30 +57,31 @@ def build_verdict(inputs: ReportInputs) -> Verdict:
         lines.append(
             texts["weights"].format(format_number((1 - threshold) / threshold, 1), **counts)
         )
-    if (limits := useful_prevalence(inputs)) and _rate(inputs) != "chance":
+    is_ranked = _rate(inputs) not in ("chance", "reversed")
+    if is_ranked and (limits := useful_prevalence(inputs)):
         ends = "range_to" if limits[0] <= 0 else "range"
         text = texts[ends if limits[1] < 1 else "range_from"]
         lines[-1] += f" {text.format(*map(format_percent, limits))}"
     if clinic := inputs.measured.get("clinic"):
         gain = clinic["metrics"]["net_benefit_gain"]
         # The interval of a handful of rows is too narrow: the ranking must be shown too.
-        is_useful = (gain.get("low") or 0) > 0 and _rate(inputs) != "chance"
+        is_useful = (gain.get("low") or 0) > 0 and is_ranked
         verdict = "useful" if is_useful else "unproven"
         if _is_useless(gain):
             verdict = "useless"
         prevalence = format_percent(clinic["prevalence"], 2)
         if clinic["prevalence"] == CLINIC_PREVALENCE:
             prevalence += ", as in SIIM-ISIC 2020,"
-        lines.append(texts["clinic"][verdict].format(prevalence))
+        lines.append(texts["clinic"][verdict].format(prevalence, format_estimate(gain)))
     lines.append(texts["cannot"])
     return Verdict(texts[_rate(inputs)], lines)
 
 
 def _rate(inputs: ReportInputs) -> str:
     """Return the key of the verdict from the intervals of AUROC and net benefit."""
-    low, gain = inputs.estimate("auroc").get("low"), inputs.estimate("net_benefit_gain")
-    if low is not None and low <= CHANCE:
-        return "chance"
+    auroc, gain = inputs.estimate("auroc"), inputs.estimate("net_benefit_gain")
+    if auroc.get("low") is not None and auroc["low"] <= CHANCE:
+        return "reversed" if auroc["high"] < CHANCE else "chance"
     if _is_useless(gain):
         prevalence = inputs.predictions.malignant.mean()
         return "useless" if prevalence > inputs.threshold else "useless_none"
