@@ -165,11 +165,10 @@ def run_report(config: schemas.ReportPageConfig) -> int:
     source, pictures = Path(config.input), config.report.pictures
     prevalence, costs = config.evaluation.prevalence, read_costs(config.evaluation.costs)
     if source.is_dir():
-        if any((config.system, config.labels, config.positive, config.classes, config.columns)):
-            raise InputError(
-                f"{source} is a folder: system, labels, positive, classes and columns are for "
-                "prediction files"
-            )
+        given = (config.system, config.labels, config.positive, config.classes, config.columns)
+        if any(given) or config.output != schemas.ReportPageConfig.output:
+            text = "output, system, labels, positive, classes and columns are for prediction files"
+            raise InputError(f"{source} is a folder, its page is {source}/report.html: {text}")
         page = write_report(source, pictures=pictures, prevalence=prevalence, costs=costs)
         summary = summarize_run(source)
     else:

@@ -258,7 +258,7 @@ class ReportPageConfig(PredictionFilesConfig):
         "", "run folder, or CSV of predictions", example="predictions.csv", positional=True
     )
     system: str | None = setting(None, "system to report, in a file with several")
-    output: str = output_path("report.html", "page to write; unused for a run folder")
+    output: str = output_path("report.html", "page to write; a run folder has its own")
     report: ReportPicturesConfig = section(ReportPicturesConfig)
     evaluation: ClinicAndCostsConfig = section(ClinicAndCostsConfig)
     overwrite: bool = setting(False, "replace an existing page")

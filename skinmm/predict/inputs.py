@@ -145,7 +145,7 @@ def describe_missing_columns(names: Sequence[str], columns: Sequence[str]) -> st
     if not missing:
         is_named = {"patient_id", "lesion_id"} & present
         return f"no column patient_id or lesion_id; {rest}" if rest and not is_named else ""
-    synonyms = {name: f" (known: {', '.join(public[:3])})" for name, public in COLUMN_NAMES.items()}
+    synonyms = {name: f" (e.g. {', '.join(public[:3])})" for name, public in COLUMN_NAMES.items()}
     named = ", ".join(f"{name}{synonyms.get(name, '')}" for name in missing)
     lines = [f"no column for {named}: missing, unless DICOM headers have it", rest]
     return "; ".join(filter(None, lines))

@@ -72,7 +72,7 @@ def test_a_real_command_takes_strange_names_and_keeps_bad_rows(
     assert done.returncode == 3, done.stderr
     assert done.stdout == f"predictions: {folder.name}/out.csv (6 rows: 5 refer; by torch)\n"
     lacking, *counted = done.stderr.splitlines()
-    assert lacking.startswith("no column for age (known: age, age_approx, age_approximate), site (")
+    assert lacking.startswith("no column for age (e.g. age, age_approx, age_approximate), site (")
     assert lacking.endswith("; columns not used: Wert")
     assert counted == [
         "sex: 1 unknown values treated as missing: 'divers' (1)",

@@ -92,7 +92,7 @@ def test_columns_under_names_that_nobody_knows_are_told() -> None:
         "a split)"
     )
     assert describe_missing_columns(german, ["age", "sex", "grew"]) == (
-        "no column for sex (known: sex, gender, patient_sex), grew: missing, unless DICOM headers "
+        "no column for sex (e.g. sex, gender, patient_sex), grew: missing, unless DICOM headers "
         "have it; columns not used: Zahl, Wuchs, itch"
     )
     many = [f"c{n}" for n in range(12)]
