@@ -30,7 +30,7 @@ class PrevalenceShift(NamedTuple):
         shares: estimated share of each class, with half a patient added to it.
         low: lower ends of their 95 % intervals, over patients of the site and of the reference.
         high: upper ends.
-        is_changed: whether an interval excludes the share before.
+        is_changed: whether the interval of a class of the reference excludes the share before.
         p: of the test that only the shares differ from the reference.
         state: `scale` (1) and `shifts` of the map to the new shares, see `fit_map`.
     """
@@ -89,7 +89,8 @@ def estimate_shift(
     p = _test_shift(scores, count, reference, shares, old, resamples, rng)
     shifts = np.log(np.maximum(shares, _TINY)) - np.log(np.maximum(old, _TINY))
     state = {"scale": 1.0, "shifts": (shifts - shifts[0]).tolist()}
-    is_changed = bool(((old < low) | (high < old)).any())
+    is_known = np.bincount(reference[1], minlength=len(old)) > 0
+    is_changed = bool(((old < low) | (high < old))[is_known].any())
     return PrevalenceShift(shares.tolist(), low.tolist(), high.tolist(), is_changed, p, state)
 
 

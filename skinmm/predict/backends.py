@@ -123,12 +123,12 @@ class OnnxBackend:
         pixels = None if image is None else np.ascontiguousarray(np.moveaxis(image, -1, -3))
         values: dict[str, Any] = {"image": pixels, "record": record, "shown": has_image}
         feed = {name: value for name, value in values.items() if name in self._inputs}
-        rows = -(-len(has_image) // self.metadata.get("symmetries", 1))
+        rows = max(-(-len(has_image) // self.metadata.get("symmetries", 1)), 1)
         parts = [
             self._session.run(
                 list(outputs), {name: value[start : start + rows] for name, value in feed.items()}
             )
-            for start in range(0, len(has_image), rows)
+            for start in range(0, max(len(has_image), 1), rows)
         ]
         return [np.concatenate(results) for results in zip(*parts, strict=True)]
 

@@ -23,7 +23,7 @@ from skinmm.data.dataset import View
 from skinmm.errors import InputError, print_error, print_line, suggest_path
 from skinmm.files import IMAGE_SUFFIXES, atomic_write, import_parquet
 from skinmm.models.backbone import Backbone
-from skinmm.predict.embedder import KEY, Embedder, EmbeddingIndex
+from skinmm.predict.embedder import KEY, NAMES, Embedder, EmbeddingIndex
 from skinmm.predict.ensemble import load_models
 from skinmm.predict.inputs import ImageFolder, Images, read_input, rename_training_columns
 from skinmm.predict.job import count_workers, find_image_folder, require_images
@@ -102,7 +102,7 @@ def find_similar(config: SimilarConfig) -> int:
 def require_columns(source: str, columns: Sequence[str], column_names: dict[str, str]) -> None:
     """Refuse a column to copy that the table does not have."""
     for table in islice(read_input(source, 1), 1):
-        names = [*map(str, rename_training_columns(table, column_names))]
+        names = [*map(str, rename_training_columns(table, column_names)), *NAMES]
         for column in columns:
             if column not in {*names, *match_columns(names, [column]).values()}:
                 near = get_close_matches(column, names, n=1)

@@ -6,6 +6,7 @@ over positions or tokens if the network passes these on.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, cast
@@ -36,6 +37,7 @@ SIMILAR: Final = 5  # training images that an explanation shows
 _QUERIES: Final = 16  # compared with the whole file at a time
 _MARGIN: Final = 6.2 * 2**-8
 """Most by which rounding row, query and product to 16 bits can change a difference of cosines."""
+_MOST_NEAR: Final = 0.02  # share of rows that is compared again; with more, all are
 
 
 def pool_tokens(features: Float[Tensor, "n *tokens dim"]) -> Float[Tensor, "n dim"]:
@@ -153,7 +155,6 @@ class EmbeddingIndex:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
         self.vectors, self.table, self.metadata = torch.from_numpy(vectors), table, metadata
-        self._rounded = self.vectors.bfloat16()
 
     @classmethod
     def read(cls, path: Path) -> "EmbeddingIndex":
@@ -206,22 +207,30 @@ class EmbeddingIndex:
     ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
         """Return the most similar rows of each query, and their cosines in descending order.
 
-        The time is that to read the rows from memory. So all are compared in 16 bits, and in 32
-        bits those that can be among the most similar in spite of the rounding.
+        The time of a single query is that to read the rows from memory. So all are compared in 16
+        bits, and in 32 bits those that can be among the most similar in spite of the rounding.
         """
         scaled = nn.functional.normalize(torch.from_numpy(queries), dim=1)
         count = min(count, len(self.vectors))
-        rows = torch.empty(len(scaled), count, dtype=torch.int64)
-        cosines = scaled.new_empty(len(scaled), count)
-        for first in range(0, len(scaled), _QUERIES):
-            part = scaled[first : first + _QUERIES]
-            rough = part.bfloat16() @ self._rounded.T
-            least = rough.topk(count, dim=1).values[:, -1:].float() - _MARGIN
-            for number, candidates in enumerate(rough >= least, first):
-                near = candidates.nonzero()[:, 0]
-                cosines[number], best = (self.vectors[near] @ scaled[number]).topk(count)
-                rows[number] = near[best]
+        found = [self._search_block(part, count) for part in torch.split(scaled, _QUERIES)]
+        cosines, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
         return rows.numpy(), cosines.numpy()
+
+    def _search_block(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the highest cosines of each query, and their rows."""
+        if len(queries) == 1:
+            rough = queries.bfloat16() @ self._rounded.T
+            least = rough.topk(count, dim=1).values[0, -1].float() - _MARGIN
+            near = (rough[0] >= least).nonzero()[:, 0]
+            if count <= len(near) <= _MOST_NEAR * len(self.vectors):
+                cosines, best = (queries @ self.vectors[near].T).topk(count, dim=1)
+                return cosines, near[best]
+        cosines, rows = (queries @ self.vectors.T).topk(count, dim=1)
+        return cosines, rows
+
+    @cached_property
+    def _rounded(self) -> Tensor:
+        return self.vectors.bfloat16()
 
     def list_similar(self, queries: Float[Tensor, "q dim"], count: int) -> list[dict[str, Any]]:
         """Return names, diagnoses and cosines of the rows that are most similar to any query."""

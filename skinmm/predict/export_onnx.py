@@ -14,7 +14,8 @@ score, 1 is the limit.
 Metadata, each as JSON: `classes`, `positive`, `threshold` (null: never calibrated), `band` (null:
 the prediction sets decide), `conformal`, `encoder`, `image_size`, `preprocess` (steps that are not
 in the graph), the SHA-256 of the `checkpoint`, and `precision`: the arithmetic of the image network
-and, if it is not fp32, what it cost on validation (`skinmm.predict.quantise`).
+and, if it is not fp32, what it cost on validation (`skinmm.predict.quantise`). `symmetries` is the
+number of flips and rotations of each image, which the graph encodes as one batch.
 """
 
 import json

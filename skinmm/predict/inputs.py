@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinmm.errors import InputError, format_count, suggest_path
+from skinmm.errors import InputError, suggest_path
 from skinmm.files import (
     EXCEL_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -26,7 +26,6 @@ from skinmm.vocabulary import (
     COLUMN_NAMES,
     Table,
     describe_unused_columns,
-    is_missing,
     match_columns,
 )
 
@@ -99,26 +98,14 @@ def has_predictions(source: Path) -> bool:
 
 
 def has_labels(source: str) -> bool:
-    """Return whether a table has labels, in `target` or else `diagnosis`; refuse it if some lack.
-
-    A folder of images has none.
-    """
-    empty, count, column = list[int](), 0, None
+    """Return whether a table has labels, `target` or `diagnosis`; a folder of images has none."""
     for table in read_input(source, _LABELS):
-        names = {canonical: name for name, canonical in match_columns(table.keys()).items()}
-        column = next((names[name] for name in ("target", "diagnosis") if name in names), None)
-        if column is None:
-            return False
-        cells = np.asarray(table[column], dtype=object)
-        empty += [count + row for row, cell in enumerate(cells) if is_missing(cell)]
-        count += len(cells)
-    if empty and len(empty) < count:
-        rows = format_count(len(empty), "row")
-        raise InputError(
-            f"input={source}: row {empty[0] + 1}: {column} is empty ({rows} in all); label such "
-            "rows or remove them, or empty the whole column"
-        )
-    return len(empty) < count
+        for name, canonical in match_columns(table.keys()).items():
+            cells = pd.Series(np.asarray(table[name], dtype=object))
+            is_blank = cells.isna() | (cells.astype(str).str.strip() == "")
+            if canonical in {"target", "diagnosis"} and not is_blank.all():
+                return True
+    return False
 
 
 def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Table:

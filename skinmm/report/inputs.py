@@ -130,8 +130,8 @@ class ReportInputs:
     @property
     def fitting_rows(self) -> str:
         """Rows used to fit threshold and band: `calibration`, `val`, or `folds` (pooled)."""
-        is_pooled = self.predictions.fold is not None
-        return "folds" if is_pooled else str(self.metrics.get("fitted_on", "val"))
+        part = str(self.metrics.get("fitted_on", "val"))
+        return "folds" if self.predictions.fold is not None or part == "mixed" else part
 
     @property
     def checkpoint(self) -> str:

@@ -1,7 +1,7 @@
 """`skinmm adapt`: fit the calibration and the decision of a checkpoint to the lesions of a site."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -44,8 +44,7 @@ from skinmm.vocabulary import resolve_patients
 
 SUFFIX: Final = ".ckpt"
 MIXED: Final = "mixed"  # different methods for the networks of an ensemble
-AGREEMENT: Final = 0.999
-"""Smallest share of rows with the checkpoint's prediction set; others may differ by rounding."""
+AGREEMENT: Final = 0.999  # least share of rows with the checkpoint's set; others differ by rounding
 NOTE: Final = (
     "The figures are of its test, before its probabilities, threshold and referral were adapted to "
     "a site ({})."
@@ -61,8 +60,7 @@ class _Fit(NamedTuple):
         shares: of the classes at the site.
         decided: adapted rows that the decision is fitted to.
         here: adapted probabilities of the site.
-        pair: rows of the site before and after, each adapted without its patient; None without
-            labels.
+        pair: rows before and after, each adapted without its patient; None without labels.
     """
 
     facts: dict[str, Any]
@@ -83,13 +81,12 @@ def adapt(config: AdaptConfig) -> int:
     cards = [_require_adaptable(path, card) for path in paths for card, _ in load_cards(path)]
     with _predict(config, paths, cards, output) as files:
         fit, facts = _fit(files, cards, config, paths)
-    rules = from_mapping(Config, cards[0].config).evaluation
-    shared = _to_card(cards[0], fit, facts, rules)
-    save_ensemble(paths, output, partial(_to_member, fit, facts), **shared)
+        rules = from_mapping(Config, cards[0].config).evaluation
+        shared = _to_card(cards[0], fit, facts, rules)
+        save_ensemble(paths, output, partial(_to_member, fit, facts), **shared)
     old = average_thresholds([Threshold(**card.threshold or {}) for card in cards])
-    thresholds = old, Threshold(**shared["threshold"])
-    target = (rules.sensitivity, rules.confidence)
-    notes = write_adaptation_page(Path(config.page), facts, fit.pair, thresholds, target)
+    thresholds, aim = (old, Threshold(**shared["threshold"])), (rules.sensitivity, rules.confidence)
+    notes = write_adaptation_page(Path(config.page), facts, fit.pair, thresholds, aim)
     print_line("\n".join([*notes, f"checkpoint: {output}", f"page: {config.page}"]))
     return 0
 
@@ -111,47 +108,51 @@ def _require_adaptable(path: Path, card: Card) -> Card:
 def _predict(
     config: AdaptConfig, paths: Sequence[Path], cards: Sequence[Card], output: Path
 ) -> Iterator[list[Path]]:
-    """Predict the input with each network; remove these predictions if the adaptation fails."""
+    """Predict the input with each network; keep these predictions if the adaptation succeeds."""
     if _check_input(config, cards):
         yield [Path(config.input)]
         return
     numbers = [f".{number}" for number in range(len(cards))] if len(cards) > 1 else [""]
-    files = [output.with_suffix(f"{number}.before.csv") for number in numbers]
-    for file in files:
-        require_output_file("predictions before", file, overwrite=config.overwrite)
-    try:
-        with TemporaryDirectory() as folder:
-            members = [m for path in paths for m in split_ensemble(path, Path(folder))]
-            for member, file in zip(members, files, strict=True):
-                job = PredictConfig(checkpoint=str(member), input=config.input, output=str(file))
-                for name in ("images", "accelerator", "overwrite"):
-                    setattr(job, name, getattr(config, name))
-                if predict_file(job):
-                    print_line(f"rows without a prediction are not used; see error in {file}")
-        yield files
-    except BaseException:
-        for file in files:
-            file.unlink(missing_ok=True)
-        raise
+    targets = [output.with_suffix(f"{number}.before.csv") for number in numbers]
+    for target in targets:
+        require_output_file("predictions before", target, overwrite=config.overwrite)
+        if target.resolve() == Path(config.input).resolve():
+            raise InputError(f"output={output} would replace the input; choose another path")
+    with TemporaryDirectory(dir=output.parent) as folder:
+        members = [m for path in paths for m in split_ensemble(path, Path(folder))]
+        files = [Path(folder, target.name) for target in targets]
+        for member, file in zip(members, files, strict=True):
+            job = PredictConfig(checkpoint=str(member), input=config.input, output=str(file))
+            job.images, job.accelerator = config.images, config.accelerator
+            with redirect_stdout(None):  # the line names a temporary file
+                predict_file(job)
+        try:
+            yield files
+        except InputError as error:  # of a table that the user has not written
+            raise type(error)(str(error).replace(str(files[0]), config.input)) from error
+        for file, target in zip(files, targets, strict=True):
+            file.replace(target)
+            print_line(f"predictions of the old checkpoint: {target}")
 
 
 def _check_input(config: AdaptConfig, cards: Sequence[Card]) -> bool:
     """Return whether the input has predictions; refuse it, before any image is read."""
     is_predicted = has_predictions(Path(config.input))
-    is_labelled, several = is_predicted or has_labels(config.input), len(cards) > 1
-    if several and len({(*card.classes, "", *card.positive) for card in cards}) > 1:
+    if len(cards) == 1:
+        return is_predicted
+    if len({(*card.classes, "", *card.positive) for card in cards}) > 1:
         raise InputError("the checkpoints have different classes; adapt them one by one")
-    if several and is_predicted:
+    if is_predicted:
         raise InputError(
             f"input={config.input}: contains mean predictions of {len(cards)} networks; give the "
             "table or folder of images instead"
         )
-    if several and not is_labelled:
+    if not has_labels(config.input):
         raise InputError(
             f"input={config.input}: no column target; several networks are adapted with labels "
             "only, or adapt one of them"
         )
-    return is_predicted
+    return False
 
 
 def _fit(
@@ -281,10 +282,9 @@ def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
 
 def _find_reference(config: AdaptConfig, checkpoint: Path) -> Path:
     """Return the predictions of the rows that calibrated a checkpoint of a run folder."""
-    folder = checkpoint.parent.parent / "predictions"
-    names = [] if config.reference is None else [Path(config.reference)]
-    names += [folder / f"{part}.csv" for part in ("calibration", "val")]
-    if file := next(filter(Path.is_file, names), None):
+    folder = checkpoint.parents[1] / "predictions"
+    names = [config.reference or folder, folder / "calibration.csv", folder / "val.csv"]
+    if file := next(filter(Path.is_file, map(Path, names)), None):
         return file
     raise InputError(
         f"{checkpoint}: without a target, the predictions of its validation rows are needed; give "

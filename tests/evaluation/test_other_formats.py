@@ -204,7 +204,10 @@ def test_the_commands_read_the_tables_of_others(
     assert main(["report", str(path), *options, f"output={page}"]) == 2
     assert "has 2 systems (One, Two)" in capsys.readouterr().err
     assert main(["report", str(tmp_path), "system=Two"]) == 2
-    assert "output, system, labels, positive, classes and columns are for prediction files" in capsys.readouterr().err
+    assert (
+        "output, system, labels, positive, classes and columns are for prediction files"
+        in capsys.readouterr().err
+    )
     path = write(tmp_path, {"risk": P[:, 1], "truth": (TARGET == 1).astype(int)})
     columns = "columns={p_malignant: risk, target: truth}"
     assert main(["report", str(path), columns, f"output={tmp_path / 'other.html'}"]) == 0

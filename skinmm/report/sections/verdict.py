@@ -66,7 +66,7 @@ def build_verdict(inputs: ReportInputs) -> Verdict:
         gain = clinic["metrics"]["net_benefit_gain"]
         # The interval of a handful of rows is too narrow: the ranking must be shown too.
         is_useful = (gain.get("low") or 0) > 0 and is_ranked
-        verdict = "useful" if is_useful else "unproven"
+        verdict = "useful" if is_useful else "unproven" if is_ranked else "unranked"
         if _is_useless(gain):
             verdict = "useless"
         prevalence = format_percent(clinic["prevalence"], 2)
