@@ -165,7 +165,7 @@ def test_a_command_ends(name: str, finished: Path, tmp_path: Path) -> None:
         "predict": [f"checkpoint={best(finished)}", f"input={table}", f"output={tmp_path}/p.csv"],
         "export": [f"checkpoint={best(finished)}"],
         "audit": ["data=demo", f"output={tmp_path}/audit.html"],
-        "report": [str(finished), f"output={tmp_path}/report.html"],
+        "report": [str(finished)],
         "pack": ["data=demo", f"out={tmp_path}/pack"],
     }
     Stopped(tmp_path, [name, *arguments[name]], COMMANDS[name]).check()

@@ -128,7 +128,7 @@ def test_a_folder_of_images_is_a_table_and_lacks_the_record(
     twins = [f"{table['image_id'][0]}{suffix}" for suffix in (".jpg", ".jpeg")]
     shutil.copy(folder / twins[0], folder / twins[1])
     found = predicted(best(both), folder, tmp_path / "b.csv")
-    assert "no column for age (known" in capsys.readouterr().err
+    assert "no column for age (e.g. age" in capsys.readouterr().err
     # As the datasets name them, but where that would not say which file is meant.
     plain, deep = table["image_id"][2::2], table["image_id"][1::2]
     ids = {*twins, *plain, *(f"deeper/{name}.jpg" for name in deep)}
