@@ -57,7 +57,7 @@ def test_calibration_rows_fit_the_decision_and_early_stopping_never_uses_them(
     texts = [(each / "card.md").read_text(encoding="utf-8") for each in (run, plain)]
     shared = f"{threshold['found']} of {threshold['patients']} malignant cases"
     assert shared in texts[0]
-    assert "calibration and threshold use calibration rows only" in texts[0]
+    assert "the calibration uses calibration rows only" in texts[0]
     assert ["The epoch was selected on the same rows" in text for text in texts] == [False, True]
     assert train(f"resume={run}", "trainer.max_epochs=2", "trainer.progress=false") == 0
     assert len(predictions_of(run, "calibration")) == len(rows)
