@@ -76,11 +76,13 @@ def estimate_shift(
         resamples: number of resamples of the interval and of the test.
     """
     old, rng = np.array(prior, dtype=np.float64), np.random.default_rng(0)
-    _, count = patient_codes(patients)
+    codes, count = patient_codes(patients)
+    groups, _ = patient_codes(reference[2])
     # With half a patient more in each class, so that no class becomes impossible.
     shares = estimate_shares(probabilities, old)[0] * count + np.where(old > 0, 0.5, 0)
     shares /= shares.sum()
-    drawn = [_resample_shares(probabilities, patients, reference, rng) for _ in range(resamples)]
+    known = reference[0], reference[1], groups
+    drawn = [_resample_shares(probabilities, codes, known, rng) for _ in range(resamples)]
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     low, high = np.minimum(low, shares), np.maximum(high, shares)
     scores = np.vstack([probabilities, reference[0]])
@@ -96,23 +98,26 @@ def estimate_shift(
 
 def _resample_shares(
     probabilities: Probabilities,
-    patients: _Patients,
+    codes: Int64[np.ndarray, " n"],
     reference: _Reference,
     rng: np.random.Generator,
 ) -> _Shares:
-    """Return the shares of resampled patients, with the calibration of a resampled reference."""
+    """Return the shares of resampled patients, with the calibration of a resampled reference.
+
+    Patients are codes from 0, see `patient_codes`.
+    """
     known, targets, groups = reference
     rows = np.repeat(np.arange(len(targets)), _draw_rows(groups, rng))
     state = fit_map(known[rows], targets[rows], "both")
     prior = np.bincount(targets[rows], minlength=known.shape[1]) / len(rows)
-    weights = _draw_rows(patients, rng)[None].astype(np.float64)
+    weights = _draw_rows(codes, rng)[None].astype(np.float64)
     shares: _Shares = estimate_shares(apply_scale(state, probabilities), prior, weights)[0]
     return shares
 
 
-def _draw_rows(patients: _Patients, rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
+def _draw_rows(codes: Int64[np.ndarray, " n"], rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
     """Return how often each row is drawn if as many patients are drawn with replacement."""
-    codes, count = patient_codes(patients)
+    count = int(codes.max()) + 1
     return np.asarray(rng.multinomial(count, np.full(count, 1 / count))[codes])
 
 

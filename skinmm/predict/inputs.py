@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from skinmm.vocabulary import (
     match_columns,
 )
 
-_LABELS = 10_000  # rows read at a time
+_LABELS: Final = 10_000  # rows read at a time
 
 
 def read_input(source: str, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:
@@ -101,10 +101,10 @@ def has_labels(source: str) -> bool:
     """Return whether a table has labels, `target` or `diagnosis`; a folder of images has none."""
     for table in read_input(source, _LABELS):
         for name, canonical in match_columns(table.keys()).items():
-            cells = pd.Series(np.asarray(table[name], dtype=object))
-            is_blank = cells.isna() | (cells.astype(str).str.strip() == "")
-            if canonical in {"target", "diagnosis"} and not is_blank.all():
-                return True
+            if canonical in {"target", "diagnosis"}:
+                cells = pd.Series(np.asarray(table[name], dtype=object))
+                if not (cells.isna() | (cells.astype(str).str.strip() == "")).all():
+                    return True
     return False
 
 
