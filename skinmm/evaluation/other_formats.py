@@ -57,7 +57,7 @@ def find_one_hot(table: pd.DataFrame, path: Path | str, classes: Sequence[str]) 
         return []
     sums = f"{' + '.join(names)} is {totals.iloc[row]:.0f}"
     raise InputError(
-        f"{path}: row {row + 1}: {sums}; a one-hot truth has one 1 in each row; name all of its "
+        f"{path}: row {row + 2}: {sums}; a one-hot truth has one 1 in each row; name all of its "
         "columns with classes=[...]"
     )
 

@@ -233,8 +233,8 @@ class PredictionFile:
             raise InputError(f"{self.path}: {self._name_row(bad)}: {text}")
 
     def _name_row(self, bad: "pd.Series[bool] | _Mask") -> str:
-        row = int(np.flatnonzero(bad)[0])
-        return f"row {self.table.index[row] + 1} (image {self.table['image_id'].iloc[row]})"
+        row = int(np.flatnonzero(bad)[0])  # in a spreadsheet, the header is row 1
+        return f"row {self.table.index[row] + 2} (image {self.table['image_id'].iloc[row]})"
 
 
 def find_positive_classes(classes: tuple[str, ...], path: Path | str) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def _to_canonical(
         advice = suggest_columns(table, has_labels=has_labels, has_setting=has_setting)
         columns = ", ".join(table.columns)
         raise InputError(f"{path} has no column image_id; it has {columns}{advice}")
-    names = pd.Series([f"row {row + 1}" for row in range(len(table))], dtype=object)
+    names = pd.Series([f"row {row + 2}" for row in range(len(table))], dtype=object)
     ids = {
         name: map_unique(
             table[name], lambda cell: None if is_missing(cell) else normalise_name(cell)

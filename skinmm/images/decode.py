@@ -167,6 +167,12 @@ def reuse_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 512 << 20)
 
 
+def release_freed_memory() -> None:
+    """Return freed memory to the kernel, where the C library is glibc."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def _read_jpeg(data: bytes, request: Request) -> Raster:
     check_frame(request.frame, 1)
     header = read_jpeg_header(data)

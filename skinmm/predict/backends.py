@@ -1,7 +1,7 @@
 """Backends that run a network: PyTorch, or ONNX Runtime for an exported model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -120,9 +120,7 @@ class OnnxBackend:
         The model runs all flips and rotations of an image at once, so it receives as many rows
         fewer.
         """
-        pixels = None if image is None else np.ascontiguousarray(np.moveaxis(image, -1, -3))
-        values: dict[str, Any] = {"image": pixels, "record": record, "shown": has_image}
-        feed = {name: value for name, value in values.items() if name in self._inputs}
+        feed = make_feed(self._inputs, image, record, has_image)
         rows = max(-(-len(has_image) // self.metadata.get("symmetries", 1)), 1)
         parts = [
             self._session.run(
@@ -131,6 +129,15 @@ class OnnxBackend:
             for start in range(0, max(len(has_image), 1), rows)
         ]
         return [np.concatenate(results) for results in zip(*parts, strict=True)]
+
+
+def make_feed(
+    names: Container[str], image: Image, record: Record, has_image: HasImage
+) -> dict[str, Any]:
+    """Return the inputs of an exported model with these input names for a batch."""
+    pixels = None if image is None else np.ascontiguousarray(np.moveaxis(image, -1, -3))
+    values: dict[str, Any] = {"image": pixels, "record": record, "shown": has_image}
+    return {name: value for name, value in values.items() if name in names}
 
 
 Backend = TorchBackend | OnnxBackend

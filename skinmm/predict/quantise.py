@@ -23,7 +23,7 @@ from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError, print_error
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
-from skinmm.predict.backends import HasImage, Image, OnnxBackend, Record
+from skinmm.predict.backends import HasImage, Image, OnnxBackend, Record, make_feed
 from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.predictor import Predictor
 
@@ -245,11 +245,9 @@ class Quantiser:
     def _feeds(self, batches: Iterator[_Batch]) -> Iterator[dict[str, Any]]:
         """Yield the inputs of single rows: a step of the calibrator keeps all activations."""
         names = {node.name for node in self._model.graph.input}
-        for image, record, has_image in batches:
-            pixels = None if image is None else np.ascontiguousarray(np.moveaxis(image, -1, -3))
-            values: dict[str, Any] = {"image": pixels, "record": record, "shown": has_image}
-            inputs = {name: value for name, value in values.items() if name in names}
-            for row in range(len(has_image)):
+        for batch in batches:
+            inputs = make_feed(names, *batch)
+            for row in range(len(batch[-1])):
                 yield {name: value[row : row + 1] for name, value in inputs.items()}
 
     def write(self, only: str | None = None, exclude: list[str] | None = None) -> None:

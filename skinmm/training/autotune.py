@@ -19,6 +19,7 @@ from skinmm.config import Config, OptimizerConfig, build_component
 from skinmm.config.cores import count_cores
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError, print_line
+from skinmm.images.decode import release_freed_memory
 from skinmm.models.checkpoint import load_card
 from skinmm.training.distributed import is_torchrun
 from skinmm.training.memory import find_free_memory
@@ -156,6 +157,7 @@ def tune(
     if len(variants) == 1 or steps < LEAST_STEPS:
         return None
     seconds = clock.time(*variants)
+    release_freed_memory()
     best = choose_variant(default, seconds)
     if steps * (seconds[default] - seconds[best]) < LEAST_SECONDS:
         best = default

@@ -76,7 +76,7 @@ def test_truth_may_be_one_hot_or_a_number(tmp_path: Path) -> None:
     read = read_predictions(path, both, form=TableFormat(CLASSES))
     assert read.target.tolist() == TARGET[::-1].tolist()
     two = write(tmp_path, by("{0}", np.eye(3)[TARGET] * [1, 1, 0], LOUD), "truth.csv")
-    with pytest.raises(InputError, match=r"row 3: BCC \+ MEL \+ NV is 0; a one-hot truth has one"):
+    with pytest.raises(InputError, match=r"row 4: BCC \+ MEL \+ NV is 0; a one-hot truth has one"):
         read_predictions(path, two)
 
 

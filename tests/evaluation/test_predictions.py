@@ -184,33 +184,33 @@ BAD = {
     "has no probabilities: it needs p_malignant": "image_id,target\na,1\n",
     "has no column target; give labels=": "image_id,p_malignant\na,0.1\n",
     "has one class only, nv": "image_id,target,p_nv\na,nv,1\n",
-    r"row 2 \(image b\): p_malignant '1\.2' is not a probability": GOOD.replace("0.8", "1.2"),
-    r"row 1 \(image a\): p_benign '-0\.9' is not": GOOD.replace("0.9", "-0.9"),
-    r"row 2 \(image b\): p_malignant 'nan' is not": GOOD.replace("0.8", "nan"),
-    r"row 2 \(image b\): p_malignant is empty; fill it in, or remove the row": (
+    r"row 3 \(image b\): p_malignant '1\.2' is not a probability": GOOD.replace("0.8", "1.2"),
+    r"row 2 \(image a\): p_benign '-0\.9' is not": GOOD.replace("0.9", "-0.9"),
+    r"row 3 \(image b\): p_malignant 'nan' is not": GOOD.replace("0.8", "nan"),
+    r"row 3 \(image b\): p_malignant is empty; fill it in, or remove the row": (
         GOOD.replace("0.8", "")
     ),
-    r"row 1 \(image a\): p_benign \+ p_malignant is 1\.2, not 1": GOOD.replace("0.1", "0.3"),
-    r"row 1 \(image a\): no target \(1 row in all\)": GOOD.replace("p1,0", "p1,"),
-    r"row 1 \(image a\): target 'maybe' is not one of 0, 1": GOOD.replace("p1,0", "p1,maybe"),
+    r"row 2 \(image a\): p_benign \+ p_malignant is 1\.2, not 1": GOOD.replace("0.1", "0.3"),
+    r"row 2 \(image a\): no target \(1 row in all\)": GOOD.replace("p1,0", "p1,"),
+    r"row 2 \(image a\): target 'maybe' is not one of 0, 1": GOOD.replace("p1,0", "p1,maybe"),
     "image a is in rows 1, 3; keep one": GOOD + "a,p1,0,0.9,0.1\n",
     "all 2 rows are malignant; evaluation needs both": GOOD.replace("p1,0", "p1,1"),
     "no row has a prediction": BINARY,
     r"\.csv: row 4 has 7 cells, the header has 5": GOOD + "c,p1,0,0.9,0.1,7,8\n",
     r"\.csv: the table is empty": "",
-    r"row 1 \(image a\): decision 'maybe' is not one of benign, malignant, refer; rename": (
+    r"row 2 \(image a\): decision 'maybe' is not one of benign, malignant, refer; rename": (
         "image_id,target,p_malignant,decision\na,1,0.1,maybe\nb,0,0.1,benign\n"
     ),
-    r"row 2 \(image b\): decision is empty; fill it in": (
+    r"row 3 \(image b\): decision is empty; fill it in": (
         "image_id,target,p_malignant,decision\na,1,0.1,refer\nb,0,0.1,\n"
     ),
-    r"row 1 \(image a\): prediction_set 'mel' is not made of benign, malignant with \|": (
+    r"row 2 \(image a\): prediction_set 'mel' is not made of benign, malignant with \|": (
         "image_id,target,p_malignant,prediction_set\na,1,0.1,mel\nb,0,0.1,benign\n"
     ),
-    r"row 1 \(image a\): ood '-3' is not a number from 0 up": (
+    r"row 2 \(image a\): ood '-3' is not a number from 0 up": (
         "image_id,target,p_malignant,ood\na,1,0.1,-3\nb,0,0.1,2\n"
     ),
-    r"row 2 \(image b\): called 'xyz' is not one of nv, mel; rename or drop": (
+    r"row 3 \(image b\): called 'xyz' is not one of nv, mel; rename or drop": (
         "image_id,target,p_nv,p_mel,called\na,nv,0.9,0.1,nv\nb,mel,0.2,0.8,xyz\n"
     ),
     "fold 'one' is not a whole number": "image_id,target,p_malignant,fold\na,1,0.1,one\n",

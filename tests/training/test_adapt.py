@@ -178,7 +178,7 @@ def test_what_cannot_be_adapted_is_named(
         "give reference=RUN/predictions/val.csv": (alone, unlabelled),
         "none of 400 rows is malignant": (checkpoint, benign),
         "none of 400 rows is benign": (checkpoint, malignant),
-        "partly.csv: row 2 (image": (checkpoint, tmp_path / "partly.csv"),
+        "partly.csv: row 3 (image": (checkpoint, tmp_path / "partly.csv"),
     }
     for message, (model, table) in cases.items():
         capsys.readouterr()

@@ -138,6 +138,23 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
         check(monkeypatch, 1e4, 2)
 
 
+@pytest.mark.parametrize(("precision", "is_halved"), [("bf16", True), ("auto", False)])
+def test_auto_counts_32_bits_on_a_cpu_because_it_may_choose_them(
+    precision: str, is_halved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "find_free_memory", lambda _: 10**8)
+    network = build_network(micro_config(), WIDTHS, 2, pretrained=False)
+    options: Any = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    fits = []
+    for setting, used in (("32", "32-true"), (precision, "bf16-mixed")):
+        config = micro_config(batch_size=1000, precision=setting)
+        trainer = pl.Trainer(precision=used, **options)
+        with pytest.raises(InputError) as caught:
+            require_memory(network, config, trainer, WIDTHS)
+        fits.append(int(str(caught.value).split("trainer.batch_size=")[2].split()[0]))
+    assert fits[1] == pytest.approx(fits[0] * (2 if is_halved else 1), abs=1)
+
+
 def test_a_small_batch_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> int:
         raise AssertionError
