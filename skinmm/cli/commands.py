@@ -159,14 +159,14 @@ def run_report(config: schemas.ReportPageConfig) -> int:
     """Write the report of a run folder or of a prediction file."""
     import skinmm.segmentation.results  # noqa: F401 - adds the page of its task
     from skinmm.files import read_costs
-    from skinmm.report import report_predictions, write_report
+    from skinmm.report import reader_options, report_predictions, write_report
     from skinmm.report.terminal import print_summary, summarize, summarize_run
 
     source, pictures = Path(config.input), config.report.pictures
     prevalence, costs = config.evaluation.prevalence, read_costs(config.evaluation.costs)
     if source.is_dir():
-        given = (config.system, config.labels, config.positive, config.classes, config.columns)
-        if any(given) or config.output != schemas.ReportPageConfig.output:
+        unused = (config.system, config.labels, config.positive, config.classes, config.columns)
+        if any(unused) or config.output != schemas.ReportPageConfig.output:
             text = "output, system, labels, positive, classes and columns are for prediction files"
             raise InputError(f"{source} is a folder, its page is {source}/report.html: {text}")
         page = write_report(source, pictures=pictures, prevalence=prevalence, costs=costs)
@@ -176,7 +176,7 @@ def run_report(config: schemas.ReportPageConfig) -> int:
         inputs = report_predictions(
             source,
             page,
-            **_file_options(config, config.system),
+            **reader_options(config, config.system),
             pictures=pictures is not False,
             prevalence=prevalence,
             costs=costs,
@@ -190,7 +190,7 @@ def run_report(config: schemas.ReportPageConfig) -> int:
 
 def run_compare(config: schemas.CompareConfig) -> int:
     """Write the comparison of runs and prediction files, and print systems and differences."""
-    from skinmm.report import write_comparison
+    from skinmm.report import reader_options, write_comparison
     from skinmm.report.terminal import format_table
 
     sources = [Path(source) for source in config.inputs]
@@ -199,7 +199,7 @@ def run_compare(config: schemas.CompareConfig) -> int:
     tables, notes = write_comparison(
         sources,
         output,
-        **_file_options(config),
+        **reader_options(config),
         margin=config.margin,
         prevalence=config.evaluation.prevalence,
         overwrite=config.overwrite or not config.output,
@@ -208,20 +208,6 @@ def run_compare(config: schemas.CompareConfig) -> int:
     print_line("\n\n".join(texts))
     print_line("\n".join(["", *(note.text for note in notes), f"comparison: {output}"]))
     return 0
-
-
-def _file_options(
-    config: schemas.PredictionFilesConfig, system: str | None = None
-) -> dict[str, Any]:
-    """Return the arguments of a reader of prediction files."""
-    from skinmm.report import TableFormat
-
-    columns = config.columns or {}
-    if not isinstance(columns, dict) or not all(isinstance(n, str) for n in columns.values()):
-        raise InputError(f"columns={columns}: must be pairs, such as {{p_malignant: score}}")
-    form = TableFormat(config.classes, columns, config.logits, system)
-    labels = None if config.labels is None else Path(config.labels)
-    return {"labels": labels, "positive": config.positive or None, "form": form}
 
 
 def run_runs(config: schemas.RunsConfig) -> int:

@@ -177,44 +177,6 @@ class AdaptConfig:
 
 
 @dataclass
-class PlanConfig:
-    """Compute how many malignant lesions an evaluation needs."""
-
-    input: str | None = literal_path(
-        None, "predictions to resample; null: formulas only", usage="predictions.csv",
-        positional=True,
-    )  # fmt: skip
-    against: str | None = literal_path(
-        None, "predictions of a second system for the same lesions; null: no pairs to resample"
-    )
-    labels: str | None = literal_path(None, "CSV of labels by image_id")
-    positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
-    prevalence: float | None = setting(
-        None, "share of malignant lesions; null: that of the input, or 0.0176", low=1e-4, high=0.99
-    )
-    auroc: float | None = setting(
-        None, "expected AUROC; null: that of the input, or 0.85", low=0.51, high=0.999
-    )
-    width: float = setting(0.1, "width of the interval of the AUROC", low=0.001, high=0.9)
-    slope_width: float = setting(
-        0.4, "width of the interval of the calibration slope", low=0.01, high=9
-    )
-    difference: float | None = setting(
-        None, "difference of two AUROCs; null: 0.05, at most half of 1 - AUROC", low=0.001,
-        high=0.4,
-    )  # fmt: skip
-    correlation: float = setting(
-        0.5, "correlation of two AUROCs on the same lesions", low=0, high=0.99
-    )
-    sensitivity: float = setting(0.95, "sensitivity to be exceeded", low=0.01, high=0.9999)
-    expected: float = setting(0.98, "true sensitivity of a given threshold", low=0.02, high=0.99999)
-    confidence: float = setting(0.95, "level of bounds and intervals", low=0.5, high=0.999)
-    power: float = setting(0.8, "chance to show a sensitivity or difference", low=0.5, high=0.999)
-    output: str = output_path("plan.html", "page to write")
-    overwrite: bool = setting(False, "replace an existing page")
-
-
-@dataclass
 class ReportPicturesConfig:
     """Lesion images in a report."""
 
@@ -276,6 +238,42 @@ class CompareConfig(PredictionFilesConfig):
         None, "page to write; null: compare.html in the folder of runs or in compare/, replaced"
     )
     evaluation: ClinicConfig = section(ClinicConfig)
+    overwrite: bool = setting(False, "replace an existing page")
+
+
+@dataclass
+class PlanConfig(PredictionFilesConfig):
+    """Compute how many malignant lesions an evaluation needs."""
+
+    input: str | None = literal_path(
+        None, "predictions to resample; null: formulas only", usage="predictions.csv",
+        positional=True,
+    )  # fmt: skip
+    against: str | None = literal_path(
+        None, "predictions of a second system for the same lesions; null: no pairs to resample"
+    )
+    prevalence: float | None = setting(
+        None, "share of malignant lesions; null: that of the input, or 0.0176", low=1e-4, high=0.99
+    )
+    auroc: float | None = setting(
+        None, "expected AUROC; null: that of the input, or 0.85", low=0.51, high=0.999
+    )
+    width: float = setting(0.1, "width of the interval of the AUROC", low=0.001, high=0.9)
+    slope_width: float = setting(
+        0.4, "width of the interval of the calibration slope", low=0.01, high=9
+    )
+    difference: float | None = setting(
+        None, "difference of two AUROCs; null: 0.05, at most half of 1 - AUROC", low=0.001,
+        high=0.4,
+    )  # fmt: skip
+    correlation: float = setting(
+        0.5, "correlation of two AUROCs on the same lesions", low=0, high=0.99
+    )
+    sensitivity: float = setting(0.95, "sensitivity to be exceeded", low=0.01, high=0.9999)
+    expected: float = setting(0.98, "true sensitivity of a given threshold", low=0.02, high=0.99999)
+    confidence: float = setting(0.95, "level of bounds and intervals", low=0.5, high=0.999)
+    power: float = setting(0.8, "chance to show a sensitivity or difference", low=0.5, high=0.999)
+    output: str = output_path("plan.html", "page to write")
     overwrite: bool = setting(False, "replace an existing page")
 
 

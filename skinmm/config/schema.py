@@ -53,7 +53,9 @@ class DataConfig:
     name: str = local("demo", "dataset adapter")
     root: str | None = local(None, "folder of the dataset", path=True, incidental=True, first=True)
     format: str = local(
-        "auto", "storage format of the images", choices=("auto", "jpeg", "dicom", "tfrecord")
+        "auto",
+        "storage format of the images",
+        choices=("auto", "jpeg", "dicom", "hdf5", "tfrecord"),
     )
     missing: str = local(
         "error", "rows without an image file, if images are used", choices=("error", "drop")

@@ -212,8 +212,8 @@ class EmbeddingIndex:
         """
         scaled = nn.functional.normalize(torch.from_numpy(queries), dim=1)
         count = min(count, len(self.vectors))
-        found = [self._search_block(part, count) for part in torch.split(scaled, _QUERIES)]
-        cosines, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+        blocks = [self._search_block(part, count) for part in torch.split(scaled, _QUERIES)]
+        cosines, rows = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         return rows.numpy(), cosines.numpy()
 
     def _search_block(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:

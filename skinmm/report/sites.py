@@ -39,7 +39,7 @@ from skinmm.report.figures.curves import (
     reliability_line,
 )
 from skinmm.report.terminal import format_columns
-from skinmm.report.write import write_page
+from skinmm.report.write import reader_options, write_page
 
 COMPARED: Final = ("log_loss", "calibration_slope", "calibration_intercept", "ece", "net_benefit")
 CHECKSUM: Final = 10  # digits
@@ -151,7 +151,7 @@ def run_plan(config: PlanConfig) -> int:
     if config.against is not None and config.input is None:
         raise InputError("against=FILE is compared with a first prediction file; give both")
     if config.input is not None:
-        rows = _read_rows(config, config.input)
+        rows = read_predictions(config.input, **reader_options(config))
         measured = evaluate(rows, resamples=0)
         prevalence, auroc = measured["prevalence"], measured["metrics"]["auroc"]["value"]
     prevalence, auroc = config.prevalence or prevalence, config.auroc or auroc
@@ -223,15 +223,10 @@ def _resample(config: PlanConfig, rows: Predictions | None) -> dict[str, int]:
     )
     numbers = {"auroc": auroc, "slope": slope}
     if config.against is not None:
-        other = _read_rows(config, config.against)
+        other = read_predictions(config.against, **reader_options(config))
         gain = config.difference or DIFFERENCE
         numbers["difference"] = planning.malignant_by_pairs(rows, other, gain, level, config.power)
     return numbers
-
-
-def _read_rows(config: PlanConfig, file: str) -> Predictions:
-    labels = None if config.labels is None else Path(config.labels)
-    return read_predictions(Path(file), labels, config.positive or None)
 
 
 def _plan_figure(prevalence: float, auroc: float, level: float, slope: float) -> Plot:

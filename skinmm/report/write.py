@@ -12,6 +12,7 @@ import pandas as pd
 
 import skinmm
 from skinmm.config import name_cohort
+from skinmm.config.commands import PredictionFilesConfig
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.other_formats import TableFormat
 from skinmm.files import atomic_write
@@ -47,6 +48,16 @@ def write_report(
         if value is not None:
             raise InputError(f"{run}: evaluation.{name} is for task={CLASSIFICATION}, not {task}")
     return RUN_PAGES[task](run, pictures)
+
+
+def reader_options(config: PredictionFilesConfig, system: str | None = None) -> dict[str, Any]:
+    """Return the arguments of a reader of prediction files."""
+    columns = config.columns or {}
+    if not isinstance(columns, dict) or not all(isinstance(n, str) for n in columns.values()):
+        raise InputError(f"columns={columns}: must be pairs, such as {{p_malignant: score}}")
+    form = TableFormat(config.classes, columns, config.logits, system)
+    labels = None if config.labels is None else Path(config.labels)
+    return {"labels": labels, "positive": config.positive or None, "form": form}
 
 
 def report_predictions(  # noqa: PLR0913 - all but two are optional

@@ -41,7 +41,7 @@ MISTAKES = [
     ("experiment=none", "unknown experiment 'none'; choose from demo, "),
     ("trainer.max_epochs=many", "trainer.max_epochs: must be a whole number, e.g. 10, not 'many'"),
     ("trainer.max_epochs=0", "trainer.max_epochs=0: must be between 1 and 1000000"),
-    ("data.format=png", "data.format=png: choose from auto, jpeg, dicom, tfrecord"),
+    ("data.format=png", "data.format=png: choose from auto, jpeg, dicom, hdf5, tfrecord"),
     ("data.fold=5", "data.fold=5: must be 0 to 4 (data.folds=5), or all"),
     ("optimizer.lr=inf", "optimizer.lr=inf: must be at least 0"),
     ("trainer.batch_size=99999999999999999999", "must be between 1 and 100000"),

@@ -83,7 +83,7 @@ def test_rates_are_bounds_only_if_other_rows_chose_the_epoch(tmp_path: Path, par
         is_apart,
     )
     assert (
-        "estimates without a bound, because the same rows selected the epoch" in text
+        "estimates without a bound, because the epoch was also selected on these rows" in text
     ) != is_apart
 
 

@@ -136,7 +136,7 @@ def test_a_class_too_rare_for_coverage_is_said_loudly(run: Path) -> None:
     metrics["conformal"]["rows"]["malignant"] = 8
     (run / "metrics.json").write_text(json.dumps(metrics))
     page = Page(write_report(run, pictures=False))
-    assert "The coverage of malignant cannot be controlled: it needs 9 validation" in page.text
+    assert "this needs 9 validation images of malignant" in page.text
     assert "images, and there are 8." in page.text
 
 

@@ -74,6 +74,17 @@ def test_a_high_auroc_has_a_smaller_difference(tmp_path: Path, capsys: Said) -> 
     assert "difference of 0.015 between two AUROCs" in capsys.readouterr().out
 
 
+def test_predictions_with_other_headers_are_planned(tmp_path: Path, capsys: Said) -> None:
+    rows = [f"im{n},{(n * 7 % 40 + 10 * (n % 3 == 0)) / 50},{int(n % 3 == 0)}" for n in range(120)]
+    (tmp_path / "rows.csv").write_text("\n".join(["img,score,y", *rows]))
+    columns = "{image_id: img, p_malignant: score, target: y}"
+    given = (str(tmp_path / "rows.csv"), "width=0.2", "slope_width=1")
+    assert plan(tmp_path, *given) == 2
+    assert f"'columns={columns}'" in capsys.readouterr().err
+    assert plan(tmp_path, *given, f"columns={columns}") == 0
+    assert "33.33" in capsys.readouterr().out
+
+
 def test_what_cannot_be_planned_is_named(tmp_path: Path, capsys: Said) -> None:
     assert plan(tmp_path, "expected=0.9") == 2
     assert "must be above sensitivity=0.95 and below 1" in capsys.readouterr().err

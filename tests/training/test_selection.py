@@ -97,7 +97,7 @@ def test_the_best_epoch_has_the_highest_mean_over_the_latest_epochs(
     assert selection == {"monitor": "val/auroc", "window": window, "epochs": [epoch]}
     assert epoch != int(values.to_numpy().argmax()) + 1 or window == 1
     card = (tmp_path / "run" / "card.md").read_text(encoding="utf-8")
-    assert ("by the mean of val/auroc over the latest 3 epochs" in card) == (window == 3)
+    assert ("by val/auroc (its mean over the latest 3 epochs" in card) == (window == 3)
     assert ("weights of the best epoch by val/auroc." in card) == (window == 1)
 
 

@@ -265,7 +265,7 @@ def exclude_rows(cohort: CohortTable, name: Any) -> CohortTable:
     lesions = rows.loc[is_named, "lesion_id"].dropna()
     others = int((rows["lesion_id"].isin(lesions) & ~is_named).sum())
     notes = [
-        f"{name}: {int(is_named.sum()):,} of {len(rows):,} rows are left out",
+        f"{int(is_named.sum()):,} of {len(rows):,} rows are left out, because {name} names them",
         f"{images:,} of its images are not in the cohort" if images else "",
         f"{others:,} other images of their lesions stay; to leave them out as well, add the column "
         "lesion_id"

@@ -181,7 +181,12 @@ def build_audit(audit: Mapping[str, Any]) -> list[Block]:
         blocks.append(Table("Audit of cohort and split", ("Check", "Result"), rows))
     groups = audit.get("acquisition", [])
     if len(groups) > 1:
-        header = ("Image size or source", "Images", "Malignant", "AUROC of the group, either way")
+        header = (
+            "Image size or source",
+            "Images",
+            "Malignant",
+            "AUROC of membership (0.5 or more)",
+        )
         lines = [
             (str(g["group"]), f"{g['rows']:,}", f"{g['malignant']:,}", format_number(g["auroc"]))
             for g in groups

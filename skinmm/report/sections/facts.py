@@ -52,6 +52,7 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
     return {
         **_describe_cohort(inputs),
         "groups": "See Subgroups." if inputs.records is not None else "",
+        "by_source": "By source: see Subgroups." if inputs.measured.get("sources") else "",
         "unpredicted": f"Not predicted: {inputs.measured.get('unpredicted', 0):,}.",
         "unit": resampling_unit(inputs),
         "performance": _describe_performance(inputs),

@@ -81,6 +81,8 @@ def _describe_few(inputs: ReportInputs, patients: int) -> str:
     if auroc is None or not 0 < auroc < 1:
         return text
     needed = malignant_for_auroc(auroc, WIDTH, inputs.measured["prevalence"])
+    if needed <= patients:
+        return text
     return f"{text} {TEXTS['few_auroc'].format(WIDTH, f'{needed:,}')}"
 
 

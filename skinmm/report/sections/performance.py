@@ -241,6 +241,8 @@ def _rule_table(inputs: ReportInputs) -> Table:
         resamples=options.get("resamples", 1000),
         confidence=inputs.confidence,
     )
+    if "stated" in rules:
+        rules["stated"] |= {n: m for n, m in inputs.measured["metrics"].items() if n in metrics}
     labels = TEXTS["rules"]
     cells = [(labels[name], *format_estimates(entries, metrics)) for name, entries in rules.items()]
     header = ("Predicted class", *map(metric_label, metrics))

@@ -95,7 +95,7 @@ def _limit_warnings(
         "needed": format_count(needed, "patient") if unit == "patient" else f"{needed:,}",
         "cases": f"with {kind} lesions" if unit == "patient" else f"{kind} {unit}s",
         "certified": format_percent(limit.certified),
-        "side": "below" if decision == "benign" else "above",
+        "side": "lower" if decision == "benign" else "higher",
         "rows": TEXTS["limit_rows"][inputs.fitting_rows],
         "checkpoint": f" by {inputs.checkpoint}" if inputs.fitting_rows == "folds" else "",
     }

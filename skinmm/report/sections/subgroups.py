@@ -19,6 +19,7 @@ from skinmm.images.decode import decode
 from skinmm.images.measure import TONES, measure_skin_tone, name_skin_tone
 from skinmm.images.source import read_source
 from skinmm.report.blocks import (
+    ABSENT,
     TEXTS,
     Block,
     Fold,
@@ -70,7 +71,8 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
     if gaps:
         lines = [
             (
-                *(g["column"], str(g["groups"]), g["lowest"], g["highest"]),
+                *(g["column"], str(g["groups"])),
+                *((g["lowest"], g["highest"]) if g["value"] else (ABSENT, ABSENT)),
                 *(format_estimate(g), format_p(g["p_holm"])),
             )
             for g in gaps
