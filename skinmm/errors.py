@@ -92,8 +92,13 @@ def require_package(module: str, feature: str, extra: str) -> None:
         raise InputError(f"{feature} needs {module}: pip install 'skinmm[{extra}]'")
 
 
-def require_new_output(key: str, path: Path, *, overwrite: bool) -> None:
-    """Refuse an output file of the setting `key` that exists, or a folder that contains files."""
+def require_new_output(key: str, path: Path, *, overwrite: bool, suffix: str = "") -> None:
+    """Refuse an output of the setting `key`: a file that exists, a folder that contains files.
+
+    Also a file without the `suffix`.
+    """
+    if not path.name.lower().endswith(suffix):
+        raise InputError(f"{key}={path}: the suffix must be {suffix}")
     is_free = not any(path.iterdir()) if path.is_dir() else not path.exists()
     if overwrite or is_free:
         return

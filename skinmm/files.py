@@ -238,7 +238,13 @@ def _read_excel(path: Path | str, file: Any) -> Iterator[list[str]]:
     with _reading(path):
         book, width = load_workbook(file or path, read_only=True, data_only=True), 0
         with closing(book):
-            for cells in book.worksheets[0].iter_rows(values_only=True):
+            first, *others = book.worksheets
+            if used := [sheet.title for sheet in others if any(map(any, sheet.values))]:
+                raise InputError(
+                    f"{path}: the sheets {', '.join([first.title, *used])} have cells; leave one, "
+                    "or save it as CSV"
+                )
+            for cells in first.values:
                 row = [format_cell(cell) for cell in cells]
                 while row and not row[-1]:
                     row.pop()

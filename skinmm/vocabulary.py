@@ -101,6 +101,9 @@ _DIAGNOSIS_WORDS: Final[dict[str, tuple[str, ...]]] = {
     # The last two occur once each in SIIM-ISIC; the winning solution counted them as unknown.
     "unknown": ("unk", "cafe au lait macule", "atypical melanocytic proliferation"),
 }
+_AGE: Final = re.compile(  # not 1,033
+    r"(?![1-9]\d{0,2},\d{3}\b)(\d+[.,]?\d*|[.,]\d+)\s*(days?|weeks?|months?|years?|yrs?|[dwmy])?"
+)
 _YEARS: Final = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # by DICOM's unit
 
 _INVISIBLE: Final = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
@@ -170,14 +173,11 @@ def parse_diagnosis(value: Any) -> str | None:
 
 
 def parse_age(value: Any) -> float | None:
-    """Return the age in years from a number, its text or DICOM's `055Y`; None above `MAX_AGE`."""
-    text = str(value).strip().lower()
-    dicom = re.fullmatch(r"(\d{1,3})([dwmy])", text)
-    try:
-        age = int(dicom[1]) * _YEARS[dicom[2]] if dicom else float(text.replace(",", "."))
-    except ValueError:
+    """Return the age in years from a number, `055Y` or `18 months`; None above `MAX_AGE`."""
+    if not (match := _AGE.fullmatch(str(value).strip().lower())):
         return None
-    return age if 0 <= age <= MAX_AGE else None
+    age = float(match[1].replace(",", ".")) * _YEARS[(match[2] or "y")[0]]
+    return age if age <= MAX_AGE else None
 
 
 def is_in_months(name: Any) -> bool:

@@ -18,7 +18,9 @@ from skinmm.data.cohorts.tables import CohortTable
 
 def picture(shade: int = 0) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (8, 8), (shade, 0, 0)).save(stream, "JPEG")
+    image = Image.new("RGB", (16, 16), (shade, 0, 0))
+    image.paste((shade, 120, 120), (4, 4, 12, 12))
+    image.save(stream, "JPEG")
     return stream.getvalue()
 
 

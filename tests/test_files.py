@@ -210,6 +210,11 @@ def test_excel(tmp_path: Path) -> None:
     book.save(path)
     with pytest.raises(InputError, match=r"patients\.xlsx: row 6 has 4 cells, the header has 3"):
         read_table(path)
+    book.create_sheet("empty")
+    book.create_sheet("legend").append(["sex", "1: male"])
+    book.save(path)
+    with pytest.raises(InputError, match="the sheets Sheet, legend have cells; leave one"):
+        read_table(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def run_explore(config: data_schemas.ExploreConfig) -> int:
     from skinmm.report import write_cohort_page
 
     output = Path(config.output)
-    require_new_output("output", output, overwrite=config.overwrite)
+    require_new_output("output", output, overwrite=config.overwrite, suffix=".html")
     loaded = _load_cohort(config.data, needs_images=False)
     cohort = _to_cohort(loaded.rows, config.data, loaded.notes)
     write_cohort_page(cohort, output, examples=config.examples)

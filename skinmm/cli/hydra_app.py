@@ -15,6 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from yaml import MarkedYAMLError
 
 from skinmm.cli.commands import Command, run_runs
 from skinmm.cli.compose import CONF, explain_hydra_error, print_help, store_config
@@ -177,6 +178,9 @@ def report_errors(job: Callable[[], int], *, full: bool, schema: type[Any] | Non
             traceback.print_exc()
         if isinstance(error, PermissionError) and error.filename:
             error = InputError(f"{error.filename}: {error.strerror}")
+        if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
+            place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
+            error = InputError(f"{place}: not YAML: {error.problem}")
         reason, status = one_line(error), 2
         if isinstance(error, HydraException):
             reason = explain_hydra_error(error, schema)

@@ -34,8 +34,9 @@ def init(config: InitConfig) -> int:
 
     root = Path(config.input).absolute()
     if not root.is_dir():
+        state = "is a file" if root.is_file() else "no such folder"
         raise InputError(
-            f"{config.input}: no such folder; give the folder of a table, of images, or of both"
+            f"{config.input}: {state}; give the folder of a table, of images, or of both"
         )
     name = config.name or root.name.lower().replace(" ", "_")
     output = Path(config.output).absolute() if config.output else root / "conf"

@@ -25,7 +25,7 @@ def preview(config: PreviewConfig) -> int:
     from skinmm.training.fit import check_components
 
     output = Path(config.output)
-    require_new_output("output", output, overwrite=config.overwrite)
+    require_new_output("output", output, overwrite=config.overwrite, suffix=".html")
     check_components(config)
     data = LesionData(config)
     data.setup()

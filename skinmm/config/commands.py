@@ -233,7 +233,9 @@ class CompareConfig(PredictionFilesConfig):
     inputs: list[str] = literal_path(
         [], "run folders, a folder of runs, or CSV files", example="[a.csv,b.csv]", positional=True
     )
-    margin: float | None = setting(None, "margin of non-inferiority in AUROC; null: no test", low=0)
+    margin: float | None = setting(
+        None, "margin of non-inferiority in AUROC; null: no test", low=0, high=1
+    )
     output: str | None = output_path(
         None, "page to write; null: compare.html in the folder of runs or in compare/, replaced"
     )

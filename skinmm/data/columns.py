@@ -105,6 +105,10 @@ NUMBER_UNITS: Final = {
     word: words.split()[0] for words in _UNIT_WORDS.split(", ") for word in words.split()
 }
 """Word -> unit of a number in a further column, in lower case and the singular."""
+_NEARLY_NUMBER: Final = re.compile(
+    r"[<>\u2264\u2265~]\s*=?\s*[\d.,]+|[+-]?\d{1,3}(?:[\s'\u2019.,]\d{3})+(?:[.,]\d+)?"
+)
+"""A bound, or a number with thousands separators."""
 _QUANTITY: Final = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*([^\W\d_][\w .^]*|%)")
 
 
@@ -182,7 +186,8 @@ def parse_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
     truth = map_unique(cells, parse_truth).astype(object)
     if cells.nunique() > truth.nunique() and truth.count() == cells.count():  # several spellings
         return truth.where(truth.notna(), None)
-    if numbers.count() > len(words) and numbers.nunique() > MAX_CODES:
+    is_nearly = any(_NEARLY_NUMBER.fullmatch(str(word).strip()) for word in words.unique())
+    if numbers.count() > len(words) and (numbers.nunique() > MAX_CODES or is_nearly):
         raise InputError(
             f"column '{column.name}' contains numbers, but also {format_count(len(words), 'word')}"
             f", first {words.iloc[0]!r} in row {words.index[0] + 2}; empty the cells with unknown "

@@ -22,7 +22,7 @@ from skinmm.config.cores import count_cores
 from skinmm.data.bucket import is_in_bucket
 from skinmm.data.splits import UNUSED
 from skinmm.errors import InputError, warn
-from skinmm.images.base import Icc, check_frame
+from skinmm.images.base import MIN_SIDE, Icc, check_frame, check_size, require_colours
 from skinmm.images.decode import DecodeError, ImageInfo, decode, probe
 from skinmm.images.source import Source, read_source
 
@@ -84,11 +84,13 @@ def image_checks(rows: pd.DataFrame, data: DataConfig, *, needed: bool = True) -
 def check_image(path: str, part: object, *, icc: Icc = "ignore") -> Size:
     """Read the header of an image; decode images of validation and test, and truncated files.
 
-    A JPEG or PNG file without its end marker is decoded too. Returns the size in the header.
+    A JPEG or PNG file without its end marker is decoded too. Images that are too small are refused,
+    decoded ones also if they have a single colour. Returns the size in the header.
     """
     if part in ("val", "test"):
         source = read_source(path)
-        decode(source.data, size=SIDE, frame=source.frame, icc=icc)
+        pixels = decode(source.data, size=SIDE, frame=source.frame, icc=icc, min_side=MIN_SIDE)
+        require_colours(pixels)
         info = probe(source.data)
     else:
         info = _check_header(read_source(path)) if "#" in path else _check_file(Path(path))
@@ -97,6 +99,7 @@ def check_image(path: str, part: object, *, icc: Icc = "ignore") -> Size:
 
 def _check_header(source: Source) -> ImageInfo:
     info = probe(source.data)
+    check_size(info.width, info.height, info.width * info.height, MIN_SIDE)
     check_frame(source.frame, info.frames)
     return info
 

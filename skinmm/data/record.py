@@ -68,8 +68,9 @@ class _Column:
     def refuse(self, cell: Any) -> str:
         """Return why the number in a cell is refused (unit or comma), or ""."""
         number, unit = split_unit(cell)
-        if self.unit and unit not in ("", self.unit):
-            return f"{cell!r} is not in {self.unit}, the unit of training"
+        if self.kind == "numeric" and unit not in ("", self.unit):
+            stated = f"in {self.unit}" if self.unit else "without a unit"
+            return f"{cell!r}, but the numbers of training are {stated}"
         is_ambiguous = self.kind == "numeric" and has_ambiguous_comma(number)
         return describe_comma(cell) if is_ambiguous else ""
 

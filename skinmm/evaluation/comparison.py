@@ -26,6 +26,7 @@ from skinmm.evaluation.intervals import (
     summarise,
 )
 from skinmm.evaluation.metrics import estimate, finish
+from skinmm.evaluation.prediction_tables import match_names
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.sources import build_source_statistic
 from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, MalignancyMetrics
@@ -146,13 +147,15 @@ def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
     """Return the rows that all files have, in the order of the first file."""
     if len(files) <= 1:
         raise InputError(f"compare needs at least two prediction files, got {len(files)}")
-    common = set.intersection(*(set(map(str, rows.image_id)) for rows in files.values()))
+    keys = {name: match_names(rows.image_id) for name, rows in files.items()}
+    common = set.intersection(*map(set, keys.values()))
     if not common:
-        raise InputError(f"{', '.join(files)} have no image in common")
-    image_ids = [name for name in map(str, next(iter(files.values())).image_id) if name in common]
+        names = ", ".join(f"{rows.image_id[0]!r} in {name}" for name, rows in files.items())
+        raise InputError(f"{', '.join(files)} have no image in common, e.g. {names}")
+    image_ids = [name for name in next(iter(keys.values())) if name in common]
     joined = {}
     for name, rows in files.items():
-        positions = {image_id: row for row, image_id in enumerate(map(str, rows.image_id))}
+        positions = {image_id: row for row, image_id in enumerate(keys[name])}
         joined[name] = rows.select(np.array([positions[image_id] for image_id in image_ids]))
     first, *others = joined
     for other in others:

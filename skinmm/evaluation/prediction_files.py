@@ -56,7 +56,7 @@ class PredictionFile:
         repeated = self.table["image_id"].duplicated()
         if repeated.any():
             name = self.table["image_id"][repeated].iloc[0]
-            rows = ", ".join(map(str, self.table.index[self.table["image_id"] == name] + 1))
+            rows = ", ".join(map(str, self.table.index[self.table["image_id"] == name] + 2))
             raise InputError(f"{path}: image {name} is in rows {rows}; keep one")
 
     def parse_probabilities(self) -> tuple[tuple[str, ...], Float64[np.ndarray, "n c"]]:

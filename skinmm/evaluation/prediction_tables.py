@@ -1,14 +1,15 @@
 """Reader of the predictions and labels of any system, as text in canonical columns."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
 from skinmm import files
-from skinmm.errors import InputError, format_count
+from skinmm.errors import InputError, format_count, warn
 from skinmm.evaluation.other_formats import (
     TableFormat,
     convert_labels,
@@ -87,10 +88,19 @@ def join_labels(
         name = labels["image_id"][repeated].iloc[0]
         raise InputError(f"{labels_path} gives image {name} two different labels")
     columns = [*truth, *({"patient_id", "lesion_id", "source"} & set(labels) - set(table))]
-    table = table.drop(columns=[name for name in TRUTH if name in table])
     joined = labels.set_index("image_id")[columns].reindex(image_ids["image_id"])
+    if truth[0] in table:
+        theirs = joined[truth[0]].set_axis(table.index)
+        _require_same_truth(table["image_id"], table[truth[0]], theirs, (path, labels_path))
+    table = table.drop(columns=[name for name in TRUTH if name in table])
     if joined[truth].isna().all(axis=None):
-        raise InputError(f"{labels_path} has no label for any image of {path}")
+        names = f"{table['image_id'].iloc[0]!r} and {labels['image_id'].iloc[0]!r}"
+        raise InputError(
+            f"{labels_path} has no label for any image of {path}: their first images are {names}"
+        )
+    if unused := len(labels) - int(labels["image_id"].isin(image_ids["image_id"]).sum()):
+        count = format_count(unused, "image")
+        warn(f"{count} of {labels_path} have no row in {path} and are not evaluated")
     absent = ~image_ids["image_id"].isin(labels["image_id"])
     if "error" in table:  # rows without a prediction need no label
         absent &= table["error"].isna()
@@ -101,6 +111,36 @@ def join_labels(
             f"{table['image_id'][absent].iloc[0]}; add them, or leave them out of {path}"
         )
     return table.assign(**{name: joined[name].to_numpy(dtype=object) for name in columns})
+
+
+def _require_same_truth(
+    image_ids: "pd.Series[str]",
+    ours: "pd.Series[Any]",
+    theirs: "pd.Series[Any]",
+    paths: tuple[Path | str, Path | str],
+) -> None:
+    """Refuse a truth in a prediction file that contradicts the labels, in the same words."""
+    words, others = (cells.map(_simplify, na_action="ignore") for cells in (ours, theirs))
+    differs = words.isin(others.dropna().unique()) & others.notna() & (words != others)
+    if differs.any():
+        row, count = differs.argmax(), format_count(int(differs.sum()), "such row")
+        stated, true = ours.iloc[row], theirs.iloc[row]
+        raise InputError(
+            f"image {image_ids.iloc[row]}: {ours.name} is {stated} in {paths[0]}, but {true} in "
+            f"{paths[1]} ({count}); correct it, or leave the column out of {paths[0]}"
+        )
+
+
+def _simplify(cell: Any) -> str:
+    word = str(cell).strip().lower()
+    return {"0.0": "0", "1.0": "1", "benign": "0", "malignant": "1"}.get(word, word)
+
+
+def match_names(image_ids: Iterable[Any]) -> list[str]:
+    """Return names of images without suffixes, or with them where two differ only in these."""
+    names = pd.Series([*image_ids], dtype=object).astype(str)
+    stems = names.str.replace(IMAGE_EXTENSIONS, "", regex=True)
+    return [*(stems if stems.is_unique else names)]
 
 
 def list_systems(path: Path | str) -> list[str]:

@@ -47,6 +47,10 @@ _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 _HARMLESS: Final = "extraneous bytes before marker"
 
 
+MIN_SIDE: Final = 16
+"""Pixels of an image's shorter side: the smallest `model.image_size`, and `size` of a pack."""
+
+
 class DecodeError(InputError):
     """Unusable image; the one-line message gives the reason and the remedy."""
 
@@ -115,6 +119,12 @@ def report_damage(kind: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         reason = "it ends early" if has_ended else reason
         raise DecodeError(f"unreadable {kind} ({reason}): fetch the file again") from error
+
+
+def require_colours(pixels: Pixels) -> None:
+    """Refuse an image of a single colour."""
+    if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
+        raise DecodeError("the image has a single colour, so it shows no lesion")
 
 
 def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> None:

@@ -28,9 +28,11 @@ from skinmm.images.preprocess import check_steps
 from skinmm.models.checkpoint import Card, CheckpointError, is_calibrated, load_cards
 from skinmm.models.fusion import FUSIONS
 from skinmm.predict.backends import Backend, OnnxBackend, TorchBackend, load_exported
+from skinmm.predict.inputs import list_training_names
 from skinmm.predict.loading import stack_images
 from skinmm.vocabulary import CONVERTERS, Columns, is_missing
 
+_NAMED: Final = ("image_id", "patient_id", "lesion_id", "view", "target", "diagnosis")
 TASK: Final = "classification"
 
 
@@ -194,12 +196,9 @@ class Ensemble:
         pairs = [(name, member) for member in members for name in member.columns]
         self.relative = {name: m.encoder for name, m in pairs if name in m.config.data.relative}
         self.columns = sorted({name for name, _ in pairs} - {*name_relative(self.relative)})
-        self.column_names = {
-            public: name
-            for config in (member.config for member in members if member.config.data.name == "csv")
-            for name, public in (config.data.args.get("columns") or {}).items()
-            if name in {"image_id", "patient_id", "lesion_id", "view", *self.columns}
-        }
+        self.column_names = list_training_names(
+            [member.config for member in members], {*_NAMED, *self.columns}
+        )
         self.inputs = frozenset[str]().union(*(member.inputs for member in members))
         self.needs_image = any(member.needs_image for member in members)
         self._member_views = [member.view for member in members]

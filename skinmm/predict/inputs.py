@@ -1,7 +1,7 @@
 """Inputs of a prediction job: the table of patients, and the folder of images."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from skinmm.config import Config
 from skinmm.errors import InputError, suggest_path
 from skinmm.files import (
     EXCEL_SUFFIXES,
@@ -97,15 +98,23 @@ def has_predictions(source: Path) -> bool:
     return "prediction_set" in names and any(name.startswith("p_") for name in names)
 
 
-def has_labels(source: str) -> bool:
+def has_labels(source: str, column_names: Mapping[str, str]) -> bool:
     """Return whether a table has labels, `target` or `diagnosis`; a folder of images has none."""
-    for table in read_input(source, _LABELS):
+    for part in read_input(source, _LABELS):
+        table = rename_training_columns(part, column_names)
         for name, canonical in match_columns(table.keys()).items():
             if canonical in {"target", "diagnosis"}:
                 cells = pd.Series(np.asarray(table[name], dtype=object))
                 if not (cells.isna() | (cells.astype(str).str.strip() == "")).all():
                     return True
     return False
+
+
+def list_training_names(configs: Sequence[Config], columns: Container[str]) -> dict[str, str]:
+    """Return the names of columns in the training tables, and what they are of `columns`."""
+    args = [config.data.args for config in configs if config.data.name == "csv"]
+    pairs = [pair for part in args for pair in (part.get("columns") or {}).items()]
+    return {public: name for name, public in pairs if name in columns}
 
 
 def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Table:

@@ -113,11 +113,11 @@ def require_images(
     images: ImageFolder,
     column_names: dict[str, str] | None = None,
 ) -> None:
-    """Refuse a table if none of its images is found and no image folder is given.
+    """Refuse a table if none of its first images is found.
 
     A table with URLs or absolute paths of images is accepted.
     """
-    if config.images or Path(config.input).is_dir():
+    if Path(config.input).is_dir() or "://" in (config.images or ""):
         return
     for table in islice(read_input(config.input, PROBED_ROWS), 1):
         renamed = rename_training_columns(table, column_names or {})
@@ -125,11 +125,12 @@ def require_images(
         names = [name for name in cells if name]
         has_paths = any("://" in name or Path(name).is_absolute() for name in names)
         if names and not has_paths and not any(_has_image(images, name) for name in names):
-            is_local = "://" not in config.input
-            listed = f"; {describe_folders(Path(config.input).parent)}" if is_local else ""
+            folder = Path(config.images or Path(config.input).parent)
+            listed = f"; {describe_folders(folder)}" if "://" not in config.input else ""
+            where = f"in images={config.images}" if config.images else f"next to {config.input}"
             raise InputError(
-                f"none of the first {len(names)} images is next to {config.input}; name their "
-                f"folder, images=DIR{listed}"
+                f"none of the first {len(names)} images is {where}, such as {names[0]!r}; name "
+                f"their folder, images=DIR{listed}"
             )
 
 

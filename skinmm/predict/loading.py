@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from io import BytesIO
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -12,12 +12,10 @@ from skinmm.data.dataset import View, decode_image
 from skinmm.data.lesion_finder import LesionFinder
 from skinmm.data.lesions import SEPARATOR, UNSTATED
 from skinmm.errors import InputError
+from skinmm.images.base import MIN_SIDE, require_colours
 from skinmm.images.source import Source, may_be_dicom, read_header_record
 from skinmm.predict.inputs import Images
 from skinmm.vocabulary import VIEW_TYPES, is_missing
-
-MIN_SIDE: Final = 16
-"""Pixels of an image's shorter side: the smallest `model.image_size`, and `size` of a pack."""
 
 
 class CaseImage(NamedTuple):
@@ -125,8 +123,7 @@ def describe_error(error: Exception) -> str:
 def decode_usable(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
     """Decode and preprocess an image; refuse tiny and single-coloured ones."""
     pixels = decode_image(source, view, MIN_SIDE)
-    if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
-        raise InputError("the image has a single colour, so it shows no lesion")
+    require_colours(pixels)
     return pixels
 
 

@@ -149,11 +149,11 @@ def to_csv(table: pd.DataFrame, *, header: bool) -> str:
     return table.to_csv(index=False, header=header, float_format="%.9g", lineterminator="\n")
 
 
-def require_output_file(key: str, path: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that cannot be written."""
+def require_output_file(key: str, path: Path, *, overwrite: bool, suffix: str = "") -> None:
+    """Refuse an output file that cannot be written, or has another suffix."""
     if path.is_dir():
         raise InputError(f"{key}={path} is a folder; name a file in it")
-    require_new_output(key, path, overwrite=overwrite)
+    require_new_output(key, path, overwrite=overwrite, suffix=suffix)
     if not path.parent.is_dir():
         raise InputError(f"{key}={path}: the folder {path.parent} does not exist")
 

@@ -1,5 +1,6 @@
 """Comparison of several systems on one page, and of models on other cohorts."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ from skinmm.config import name_cohort
 from skinmm.errors import InputError, format_count, require_new_output
 from skinmm.evaluation.comparison import compare, find_not_inferior
 from skinmm.evaluation.other_formats import TableFormat
-from skinmm.evaluation.prediction_tables import list_systems
+from skinmm.evaluation.prediction_tables import list_systems, match_names
 from skinmm.report.blocks import (
     ABSENT,
     TEXTS,
@@ -25,6 +26,7 @@ from skinmm.report.blocks import (
     metric_label,
 )
 from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
+from skinmm.report.sections.cohort import PARTS, split_parts
 from skinmm.report.sections.systems import (
     CALIBRATION,
     MEAN,
@@ -81,7 +83,9 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
         them to the first), non-inferiority, calibration and missing data; and notes if the
         systems were not evaluated on the same images.
     """
-    require_new_output("output", Path(output), overwrite=overwrite)
+    require_new_output("output", Path(output), overwrite=overwrite, suffix=".html")
+    if repeated := [n for n, count in Counter(map(Path.resolve, sources)).items() if count > 1]:
+        raise InputError(f"{repeated[0]} is given twice; compare different runs or files")
     read = partial(read_prediction_file, labels=labels, positive=positive, pictures=False)
     parts = [part for path in sources for part in _read_source(path, read, form or TableFormat())]
     names = [name for name, _ in parts]
@@ -174,7 +178,8 @@ def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any]
     ranking = _validation_aurocs(systems) or tested
     best = sorted(systems, key=lambda name: ranking[name])[-MAX_PAIRED:]
     chosen = {name: inputs for name, inputs in systems.items() if against or name in best}
-    common = set.intersection(*({*inputs.predictions.image_id} for inputs in chosen.values()))
+    names = (match_names(inputs.predictions.image_id) for inputs in chosen.values())
+    common = set.intersection(*map(set, names))
     is_part = any(len(inputs.predictions) > len(common) for inputs in chosen.values())
     has_runs = any(inputs.config for inputs in chosen.values())
     if is_part and len(common) < LEAST_COMMON and (common or has_runs):
@@ -188,15 +193,20 @@ def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any]
 
 
 def _validation_aurocs(systems: Systems) -> dict[str, float]:
-    """Return the validation AUROC of each system; empty if one has none, such as pooled folds."""
-    aurocs = {}
+    """Return the validation AUROC of each system on common rows; empty if there are none.
+
+    Pooled folds have none.
+    """
+    aurocs, rows = {}, set[frozenset[str]]()
     for name, inputs in systems.items():
+        if (validation := split_parts(inputs).get(PARTS["val"])) is not None:
+            rows.add(frozenset(validation["image_id"].astype(str)))
         entry = (inputs.metrics.get("val") or {}).get("metrics", {}).get("auroc") or {}
         is_pooled = inputs.config.get("data", {}).get("fold") == "all"
         if is_pooled or entry.get("value") is None:
             return {}
         aurocs[name] = float(entry["value"])
-    return aurocs
+    return aurocs if len(rows) <= 1 else {}
 
 
 def _describe_choice(systems: Systems) -> Note:

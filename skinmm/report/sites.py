@@ -146,7 +146,7 @@ def _compare(before: Predictions, after: Predictions) -> Section:
 
 def run_plan(config: PlanConfig) -> int:
     """Write the page with sample sizes, and print its table."""
-    require_new_output("output", Path(config.output), overwrite=config.overwrite)
+    require_new_output("output", Path(config.output), overwrite=config.overwrite, suffix=".html")
     prevalence, auroc, rows = CLINIC_PREVALENCE, AUROC, None
     if config.against is not None and config.input is None:
         raise InputError("against=FILE is compared with a first prediction file; give both")

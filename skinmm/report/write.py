@@ -86,7 +86,7 @@ def report_predictions(  # noqa: PLR0913 - all but two are optional
         costs: of errors, see `write_report`.
         overwrite: replace an existing page.
     """
-    require_new_output("output", Path(output), overwrite=overwrite)
+    require_new_output("output", Path(output), overwrite=overwrite, suffix=".html")
     source = None if labels is None else Path(labels)
     inputs = read_prediction_file(Path(predictions), source, positive, pictures=pictures, form=form)
     inputs = inputs.restate(prevalence, costs)

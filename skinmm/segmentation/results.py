@@ -17,11 +17,11 @@ from skinmm.config import PredictConfig
 from skinmm.data.lesion_finder import LesionFinder
 from skinmm.errors import InputError, print_error, print_line, require_new_output
 from skinmm.evaluation.intervals import bootstrap, patient_codes, summarise
+from skinmm.images.base import MIN_SIDE
 from skinmm.images.decode import decode, probe
 from skinmm.images.finder import strip_suffix
 from skinmm.predict.inputs import ImageFolder, read_input
 from skinmm.predict.job import check_paths, count_workers, find_image_folder, require_images
-from skinmm.predict.loading import MIN_SIDE
 from skinmm.predict.pipeline import TableBatch
 from skinmm.report.blocks import Card, Gallery, Section, Table, Tile, Tiles, thumbnail
 from skinmm.report.write import RUN_PAGES, write_page

@@ -1,6 +1,7 @@
 """`skinmm serve`: load the model, check who may connect, and run until stopped."""
 
 import logging
+import socket
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ def serve(config: ServeConfig) -> int:
                 f"host={config.host}: other machines can reach this address, so it needs "
                 f"keys=FILE; {KEY_HELP}"
             )
+        _require_free_port(config.host, config.port)
         if config.page and find_spec("gradio") is None:  # before torch, which takes seconds
             install = "pip install 'skinmm[serve,page]'"
             raise InputError(f"page=true needs gradio: {install}, or page=false")
@@ -47,6 +49,16 @@ def serve(config: ServeConfig) -> int:
     server = uvicorn.Server(options)
     server.run()  # raises on Ctrl-C and SIGTERM, after it has stopped
     return int(not server.started)
+
+
+def _require_free_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        text = f"host={host} port={port}: {reason}; choose another port or host"
+        raise InputError(text) from error
 
 
 def _build_app(config: ServeConfig, keys: Any) -> Any:

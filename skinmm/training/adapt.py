@@ -35,7 +35,7 @@ from skinmm.models.checkpoint import (
     save_ensemble,
     split_ensemble,
 )
-from skinmm.predict.inputs import has_labels, has_predictions
+from skinmm.predict.inputs import has_labels, has_predictions, list_training_names
 from skinmm.predict.job import predict_file
 from skinmm.predict.writer import require_output_file
 from skinmm.report.sites import write_adaptation_page
@@ -74,10 +74,8 @@ class _Fit(NamedTuple):
 def adapt(config: AdaptConfig) -> int:
     """Write a checkpoint that is adapted to the rows of a site, and its page."""
     paths, output = find_checkpoints(config.checkpoint), Path(config.output)
-    require_new_output("page", Path(config.page), overwrite=config.overwrite)
-    if output.suffix != SUFFIX:
-        raise InputError(f"output={output}: the suffix must be {SUFFIX}")
-    require_output_file("output", output, overwrite=config.overwrite)
+    require_new_output("page", Path(config.page), overwrite=config.overwrite, suffix=".html")
+    require_output_file("output", output, overwrite=config.overwrite, suffix=SUFFIX)
     cards = [_require_adaptable(path, card) for path in paths for card, _ in load_cards(path)]
     with _predict(config, paths, cards, output) as files:
         fit, facts = _fit(files, cards, config, paths)
@@ -147,7 +145,8 @@ def _check_input(config: AdaptConfig, cards: Sequence[Card]) -> bool:
             f"input={config.input}: contains mean predictions of {len(cards)} networks; give the "
             "table or folder of images instead"
         )
-    if not has_labels(config.input):
+    configs = [from_mapping(Config, card.config) for card in cards]
+    if not has_labels(config.input, list_training_names(configs, ("target", "diagnosis"))):
         raise InputError(
             f"input={config.input}: no column target; several networks are adapted with labels "
             "only, or adapt one of them"
@@ -164,6 +163,7 @@ def _fit(
     if {"target", "diagnosis"} & {*table.table.dropna(axis=1, how="all")}:
         fit = _fit_labelled(files, cards)
     else:
+        print_line(f"{config.input}: no value of target or diagnosis: adapted without labels")
         fit = _fit_unlabelled(_find_reference(config, paths[0]), table, cards[0])
     source = Path(config.input) if Path(config.input).is_file() else files[0]
     return fit, {

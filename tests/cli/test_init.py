@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import skinmm
-from skinmm.cli.main import main
+from skinmm.cli.main import main, train
 from skinmm.data.mapping import infer_columns
 
 DEMO = Path(skinmm.__file__).parent / "demo"
@@ -191,3 +191,13 @@ def test_cells_decide_where_names_do_not() -> None:
     twice = table.assign(e=table["b"]).drop(columns="d")
     found = infer_columns(twice, {"x1", "x2", "x3"})
     assert found == {"image_id": "a", "site": "c", "target": "malignancy class"}
+
+
+def test_a_broken_configuration_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bad.yaml").write_text("name: csv\n  root: x\n")
+    assert train(["--config-dir", str(tmp_path), "data=bad"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "bad.yaml, line 2, column 7: not YAML: mapping values are not allowed here" in line

@@ -124,6 +124,8 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     assert table["target"].tolist() == [1, 0]
     with pytest.raises(InputError, match=r"columns: age=Jahre, but .*cohort.csv has Datei, Alter"):
         load("csv", tmp_path, args={"columns": {"age": "Jahre"}})
+    with pytest.raises(InputError, match="taget=Befund; did you mean target"):
+        load("csv", tmp_path, args={"columns": {"taget": "Befund"}})
 
 
 def test_further_columns_are_numbers_or_words_but_not_both(tmp_path: Path) -> None:
@@ -136,6 +138,11 @@ def test_further_columns_are_numbers_or_words_but_not_both(tmp_path: Path) -> No
     cohort(tmp_path, "image_id;target;width_mm;grade\n" + rows)
     with pytest.raises(InputError, match=r"'width_mm' contains numbers, .* 1 word, first 'wide'"):
         load("csv", tmp_path, columns=["width_mm"])
+    for cell in ("<1", "1.033,5", "1 033"):
+        rows = "".join(f"I{n};{n % 2};{cell if n == 7 else n % 4}\n" for n in range(40))
+        cohort(tmp_path, "image_id;target;width_mm\n" + rows)
+        with pytest.raises(InputError, match=f"'width_mm' contains numbers, .*first '{cell}'"):
+            load("csv", tmp_path, columns=["width_mm"])
 
 
 def test_images_by_path_under_the_root(tmp_path: Path) -> None:

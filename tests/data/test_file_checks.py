@@ -87,6 +87,18 @@ def test_pixels_of_validation_and_test_are_decoded(tmp_path: Path) -> None:
         read_data(micro_config(data=data), BOTH)
 
 
+def test_tiny_and_single_coloured_images_are_refused_as_in_prediction(tmp_path: Path) -> None:
+    data = write_cohort(tmp_path)
+    cohort = read_data(micro_config(data=data), BOTH).cohort
+    names = {part: cohort["image_id"][cohort["part"] == part].iloc[0] for part in ("train", "test")}
+    Image.linear_gradient("L").resize((15, 40)).save(tmp_path / f"{names['train']}.jpg")
+    Image.new("RGB", (40, 40)).save(tmp_path / f"{names['test']}.jpg")
+    with pytest.raises(InputError, match="2 of 60 images cannot be used") as caught:
+        read_data(micro_config(data=data), BOTH)
+    assert f"{names['train']} (15x40 pixels are too few" in str(caught.value)
+    assert f"{names['test']} (the image has a single colour" in str(caught.value)
+
+
 def test_a_pack_is_checked_before_it_is_written(tmp_path: Path) -> None:
     data = write_cohort(tmp_path, 10)
     damage(tmp_path / "I03.jpg", "truncated")
@@ -133,10 +145,10 @@ def test_the_audit_of_a_run_tests_image_sizes_that_the_check_read(tmp_path: Path
     """Malignant images are larger: the size alone is a perfect shortcut, and no pixel is needed."""
     data = write_cohort(tmp_path, 200)
     for row in range(1, 200, 2):
-        Image.new("RGB", (30 + row % 3, 20)).save(tmp_path / f"I{row:02}.jpg")
+        Image.linear_gradient("L").resize((30 + row % 3, 20)).save(tmp_path / f"I{row:02}.jpg")
     turned = Image.Exif()
     turned[0x0112] = 6  # displayed upright after a quarter turn
-    Image.new("RGB", (30, 20)).save(tmp_path / "I01.jpg", exif=turned)
+    Image.linear_gradient("L").resize((30, 20)).save(tmp_path / "I01.jpg", exif=turned)
     config = micro_config(data=data)
     rows = read_data(config, BOTH)
     sizes = rows.cohort.set_index("image_id")[["width", "height"]]

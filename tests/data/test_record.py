@@ -174,6 +174,8 @@ def test_malignant_classes_are_classes() -> None:
         *[("45", 45), (45.0, 45), ("45,5", 45.5), (0, 0), ("055Y", 55), ("018M", 1.5)],
         *[(-1, None), ("-5", None), (121, None), ("old", None), ("nan", None), ("inf", None)],
         *[(None, None), (float("nan"), None), (pd.NA, None), ("", None)],
+        *[("1,033", None), ("5_5", None), ("1e1", None), ("45 years", 45), ("18 months", 1.5)],
+        *[("0,033", 0.033), ("55.", 55), (np.float64(7.25), 7.25), ("60+", None), ("5555Y", None)],
     ],
 )
 def test_ages(cell: object, years: float | None) -> None:
@@ -256,10 +258,13 @@ def test_a_number_is_read_with_the_unit_of_training_or_none() -> None:
     encoded = encoder.transform({"size": cells, "age": cells})
     assert (encoded[:4] == encoded[1, :]).all(axis=0)[:2].all()
     assert encoder.refuse("size", cells) == {
-        4: "column 'size': '0.5 cm' is not in mm, the unit of training",
+        4: "column 'size': '0.5 cm', but the numbers of training are in mm",
         5: "column 'size': '1,033 mm' can mean 1033 or 1.033; write numbers without thousands "
         "separators",
     }
+    bare = RecordEncoder.fit(table, ["size"]).refuse("size", cells)
+    assert bare[0] == "column 'size': '5 mm', but the numbers of training are without a unit"
+    assert [*bare] == [0, 3, 4, 5]
     assert encoder.unknown("size", cells[[0, 3, 6]]).tolist() == [False, False, True]
     assert encoder.units == {"size": "mm"}
     assert encoder.read_numbers({"size": "1,5 mm", "age": "old", "sex": "f"}) == {"size": 1.5}

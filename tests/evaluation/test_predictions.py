@@ -156,6 +156,19 @@ def test_labels_come_from_a_second_table(tmp_path: Path) -> None:
     assert read.unpredicted == 1
 
 
+def test_labels_that_contradict_the_file_are_refused_and_those_without_a_prediction_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, GOOD)
+    agrees = write(tmp_path, "image_id,target\na,benign\nb,1\nc,0\nd,1\n", "labels.csv")
+    assert len(read_predictions(path, labels=agrees)) == 2
+    assert f"2 images of {agrees} have no row in {path}" in capsys.readouterr().err
+    turned = write(tmp_path, "image_id,target\na,1\nb,0\n", "labels.csv")
+    message = r"image a: target is 0 in .*, but 1 in .*labels\.csv \(2 such rows\); correct it"
+    with pytest.raises(InputError, match=message):
+        read_predictions(path, labels=turned)
+
+
 def test_truth_may_be_diagnoses_or_0_and_1(tmp_path: Path) -> None:
     text = BINARY.replace(",target", "") + "a,p1,0.9,0.1\nb,p1,0.2,0.8\n"
     labels = write(tmp_path, "image_id,dx\na,nevus\nb,basal cell carcinoma\n", "labels.csv")
@@ -193,7 +206,7 @@ BAD = {
     r"row 2 \(image a\): p_benign \+ p_malignant is 1\.2, not 1": GOOD.replace("0.1", "0.3"),
     r"row 2 \(image a\): no target \(1 row in all\)": GOOD.replace("p1,0", "p1,"),
     r"row 2 \(image a\): target 'maybe' is not one of 0, 1": GOOD.replace("p1,0", "p1,maybe"),
-    "image a is in rows 1, 3; keep one": GOOD + "a,p1,0,0.9,0.1\n",
+    "image a is in rows 2, 4; keep one": GOOD + "a,p1,0,0.9,0.1\n",
     "all 2 rows are malignant; evaluation needs both": GOOD.replace("p1,0", "p1,1"),
     "no row has a prediction": BINARY,
     r"\.csv: row 4 has 7 cells, the header has 5": GOOD + "c,p1,0,0.9,0.1,7,8\n",
@@ -244,7 +257,9 @@ def test_bad_labels_are_named(tmp_path: Path) -> None:
     cases = {
         "nor a column diagnosis; it has image_id, age; name one: 'columns=": "image_id,age\na,3\n",
         "gives image a two different labels": "image_id,target\na,1\na.jpg,0\n",
-        r"labels\.csv has no label for any image of": "image_id,target\nx,1\n",
+        r"has no label for any image of .*: their first images are 'a' and 'x'": (
+            "image_id,target\nx,1\n"
+        ),
         r"labels\.csv has no row for 1 image of .*\.csv, e\.g\. b": "image_id,target\na,1\n",
     }
     for message, text in cases.items():

@@ -88,7 +88,7 @@ def test_another_unit_than_in_training_is_an_error_of_the_row(tmp_path: Path) ->
     assert table["malignancy"].iloc[:3].nunique() == 1
     assert table["error"].tolist() == [
         *["", "", ""],
-        "column 'size': '0.35 cm' is not in mm, the unit of training",
+        "column 'size': '0.35 cm', but the numbers of training are in mm",
         "column 'size': '1,033' can mean 1033 or 1.033; write numbers without thousands separators",
         "",
     ]

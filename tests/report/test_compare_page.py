@@ -69,6 +69,37 @@ def test_a_grid_is_ranked_on_validation(tmp_path: Path) -> None:
     assert "Chosen on validation: second" in Page(tmp_path / "page.html").text
 
 
+def test_a_choice_needs_common_validation_rows(tmp_path: Path) -> None:
+    metrics = json.loads((make_run(tmp_path) / "metrics.json").read_text())
+    for name in ("first", "second"):
+        run = make_run(tmp_path / name)
+        validation = {"metrics": {"auroc": {"value": 0.7}}}
+        (run / "metrics.json").write_text(json.dumps({**metrics, "val": validation}))
+    runs = [tmp_path / "first", tmp_path / "second"]
+    cohort = next((tmp_path / "second").rglob("cohort.csv"))
+    _, notes = write_comparison(runs, tmp_path / "page.html")
+    assert "Chosen on validation" in notes[0].text
+    table = pd.read_csv(cohort, dtype=str)
+    rows = table.index[table["part"] == "val"]
+    table.loc[rows[0], "part"] = "train"
+    table.to_csv(cohort, index=False)
+    _, notes = write_comparison(runs, tmp_path / "page.html", overwrite=True)
+    assert "too optimistic" in notes[0].text
+
+
+def test_image_names_may_have_suffixes_and_a_file_is_compared_with_others(tmp_path: Path) -> None:
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    table = fitted()
+    table.to_csv(files[0], index=False)
+    table.assign(image_id=table["image_id"] + ".jpg").to_csv(files[1], index=False)
+    tables, _ = write_comparison(files, tmp_path / "page.html")
+    assert tables[1].rows[0][0] == "a minus b"
+    with pytest.raises(InputError, match=r"a\.csv is given twice"):
+        write_comparison([files[0], *files], tmp_path / "page.html", overwrite=True)
+    with pytest.raises(InputError, match=r"page\.pdf: the suffix must be \.html"):
+        write_comparison(files, tmp_path / "page.pdf")
+
+
 def test_files_without_validation_warn_against_a_choice(tmp_path: Path) -> None:
     files = [tmp_path / "a.csv", tmp_path / "b.csv"]
     for file, strength in zip(files, (1e-4, 1.0), strict=True):

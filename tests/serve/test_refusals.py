@@ -215,6 +215,11 @@ def test_others_are_let_in_only_with_keys(
         assert not is_loopback(host)
     assert is_loopback("127.0.0.2")
     assert is_loopback("::1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", checkpoint, f"port={port}"]) == 2
+    message = f"host=127.0.0.1 port={port}: Address already in use; choose another port or host"
+    assert message in capsys.readouterr().err
     assert cli.main(["serve", checkpoint, "host=0.0.0.0"]) == 2
     assert "needs keys=FILE" in capsys.readouterr().err
     assert cli.main(["serve", checkpoint, f"keys={tmp_path / 'a=b.txt'}"]) == 2

@@ -58,6 +58,25 @@ def test_a_column_diagnosis_has_the_labels(records: Path, site: Path, tmp_path: 
     assert facts["malignant"] == table["target"].sum()
 
 
+def test_labels_have_the_name_of_the_training_table(
+    records: Path, site: Path, tmp_path: Path, capsys: Said
+) -> None:
+    checkpoint = Path(shutil.copy(best(records), tmp_path / "mapped.ckpt"))
+    config = load_card(checkpoint)[0].config
+    config["data"] |= {"name": "csv", "args": {"columns": {"target": "Befund"}}}
+    update_card(checkpoint, config=config)
+    table = pd.read_csv(site).rename(columns={"target": "Befund"})
+    table.to_csv(site, index=False)
+    assert predict(checkpoint, site, tmp_path / "out.csv")["target"].equals(table["Befund"])
+    assert adapt(tmp_path, f"checkpoint={checkpoint}", f"input={site}") == 0
+    facts = load_card(tmp_path / "new.ckpt")[0].adaptation or {}
+    assert facts["malignant"] == table["Befund"].sum()
+    table.drop(columns="Befund").to_csv(site, index=False)
+    reference = f"reference={records / 'predictions' / 'val.csv'}"
+    adapt(tmp_path, f"checkpoint={checkpoint}", f"input={site}", reference, "overwrite=true")
+    assert "no value of target or diagnosis: adapted without labels" in capsys.readouterr().out
+
+
 def test_the_new_checkpoint_predicts_for_the_site(
     records: Path, site: Path, tmp_path: Path, capsys: Said
 ) -> None:

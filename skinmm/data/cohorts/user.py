@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -148,6 +149,9 @@ def _rename(
 ) -> pd.DataFrame:
     available = ", ".join(table.columns)
     for name, column in columns.items():
+        nearest = get_close_matches(name, COLUMN_NAMES, n=1, cutoff=0.75)
+        if nearest and name not in (*COLUMN_NAMES, *CANONICAL, *OPTIONAL, *further):
+            raise InputError(f"+data.args.columns: {name}={column}; did you mean {nearest[0]}?")
         if column not in table:
             raise InputError(f"+data.args.columns: {name}={column}, but {file} has {available}")
         if name == "age" and is_in_months(column):
