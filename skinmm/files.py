@@ -238,13 +238,12 @@ def _read_excel(path: Path | str, file: Any) -> Iterator[list[str]]:
     with _reading(path):
         book, width = load_workbook(file or path, read_only=True, data_only=True), 0
         with closing(book):
-            first, *others = book.worksheets
-            if used := [sheet.title for sheet in others if any(map(any, sheet.values))]:
-                raise InputError(
-                    f"{path}: the sheets {', '.join([first.title, *used])} have cells; leave one, "
-                    "or save it as CSV"
-                )
-            for cells in first.values:
+            visible = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
+            used = [sheet for sheet in visible if any(map(any, sheet.values))]
+            if len(used) > 1:
+                titles = ", ".join(sheet.title for sheet in used)
+                raise InputError(f"{path}: several sheets ({titles}); leave one, or save it as CSV")
+            for cells in used[0].values if used else ():
                 row = [format_cell(cell) for cell in cells]
                 while row and not row[-1]:
                     row.pop()

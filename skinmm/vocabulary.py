@@ -102,10 +102,10 @@ _DIAGNOSIS_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "unknown": ("unk", "cafe au lait macule", "atypical melanocytic proliferation"),
 }
 _AGE: Final = re.compile(  # not 1,033
-    r"(?![1-9]\d{0,2},\d{3}\b)(\d+[.,]?\d*|[.,]\d+)\s*(days?|weeks?|months?|years?|yrs?|[dwmy])?"
+    r"(?!\+?[1-9]\d{0,2},\d{3}(?!\d))\+?(\d+[.,]?\d*|[.,]\d+)"
+    r"(?:\s*(days?|weeks?|months?|years?|yrs?)|([dwmy]))?"
 )
 _YEARS: Final = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # by DICOM's unit
-
 _INVISIBLE: Final = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _TRUTH: Final = dict.fromkeys(("true", "yes", "y", "t", "1", "1.0"), "true") | dict.fromkeys(
     ("false", "no", "n", "f", "0", "0.0"), "false"
@@ -176,7 +176,7 @@ def parse_age(value: Any) -> float | None:
     """Return the age in years from a number, `055Y` or `18 months`; None above `MAX_AGE`."""
     if not (match := _AGE.fullmatch(str(value).strip().lower())):
         return None
-    age = float(match[1].replace(",", ".")) * _YEARS[(match[2] or "y")[0]]
+    age = float(match[1].replace(",", ".")) * _YEARS[(match[2] or match[3] or "y")[0]]
     return age if age <= MAX_AGE else None
 
 

@@ -1,4 +1,4 @@
-"""Every public dataset in miniature, as its zip files unpack: a few rows and pictures of 8x8."""
+"""Every public dataset in miniature, as its zip files unpack: a few rows and pictures of 16x16."""
 
 import io
 from collections.abc import Callable

@@ -213,7 +213,7 @@ def test_excel(tmp_path: Path) -> None:
     book.create_sheet("empty")
     book.create_sheet("legend").append(["sex", "1: male"])
     book.save(path)
-    with pytest.raises(InputError, match="the sheets Sheet, legend have cells; leave one"):
+    with pytest.raises(InputError, match=r"several sheets \(Sheet, legend\); leave one"):
         read_table(path)
 
 

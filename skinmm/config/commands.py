@@ -251,6 +251,7 @@ class PlanConfig(PredictionFilesConfig):
         None, "predictions to resample; null: formulas only", usage="predictions.csv",
         positional=True,
     )  # fmt: skip
+    system: str | None = setting(None, "system to plan for, in a file with several")
     against: str | None = literal_path(
         None, "predictions of a second system for the same lesions; null: no pairs to resample"
     )

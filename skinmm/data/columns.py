@@ -186,8 +186,13 @@ def parse_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
     truth = map_unique(cells, parse_truth).astype(object)
     if cells.nunique() > truth.nunique() and truth.count() == cells.count():  # several spellings
         return truth.where(truth.notna(), None)
-    is_nearly = any(_NEARLY_NUMBER.fullmatch(str(word).strip()) for word in words.unique())
-    if numbers.count() > len(words) and (numbers.nunique() > MAX_CODES or is_nearly):
+    nearly = words[words.map(lambda word: bool(_NEARLY_NUMBER.fullmatch(str(word).strip())))]
+    if numbers.count() and len(nearly):
+        raise InputError(
+            f"column '{column.name}' contains numbers, but also {nearly.iloc[0]!r} in row "
+            f"{nearly.index[0] + 2}: write a number there, or words in every cell"
+        )
+    if numbers.count() > len(words) and numbers.nunique() > MAX_CODES:
         raise InputError(
             f"column '{column.name}' contains numbers, but also {format_count(len(words), 'word')}"
             f", first {words.iloc[0]!r} in row {words.index[0] + 2}; empty the cells with unknown "

@@ -147,7 +147,7 @@ def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
     """Return the rows that all files have, in the order of the first file."""
     if len(files) <= 1:
         raise InputError(f"compare needs at least two prediction files, got {len(files)}")
-    keys = {name: match_names(rows.image_id) for name, rows in files.items()}
+    keys = dict(zip(files, match_names(rows.image_id for rows in files.values()), strict=True))
     common = set.intersection(*map(set, keys.values()))
     if not common:
         names = ", ".join(f"{rows.image_id[0]!r} in {name}" for name, rows in files.items())

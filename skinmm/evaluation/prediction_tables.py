@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,13 @@ from skinmm.evaluation.other_formats import (
     suggest_columns,
 )
 from skinmm.files import IMAGE_SUFFIXES
-from skinmm.vocabulary import is_missing, map_unique, normalise_name, rename_columns
+from skinmm.vocabulary import (
+    is_missing,
+    map_unique,
+    normalise_name,
+    parse_diagnosis,
+    rename_columns,
+)
 
 ARCHIVE: Final = ".npz"
 IMAGE_EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
@@ -99,8 +106,7 @@ def join_labels(
             f"{labels_path} has no label for any image of {path}: their first images are {names}"
         )
     if unused := len(labels) - int(labels["image_id"].isin(image_ids["image_id"]).sum()):
-        count = format_count(unused, "image")
-        warn(f"{count} of {labels_path} have no row in {path} and are not evaluated")
+        _warn_of_unused(format_count(unused, "image"), labels_path, path)
     absent = ~image_ids["image_id"].isin(labels["image_id"])
     if "error" in table:  # rows without a prediction need no label
         absent &= table["error"].isna()
@@ -113,6 +119,11 @@ def join_labels(
     return table.assign(**{name: joined[name].to_numpy(dtype=object) for name in columns})
 
 
+@cache  # once for a file of several systems
+def _warn_of_unused(images: str, labels_path: Path | str, path: Path | str) -> None:
+    warn(f"{images} of {labels_path} have no row in {path} and are not evaluated")
+
+
 def _require_same_truth(
     image_ids: "pd.Series[str]",
     ours: "pd.Series[Any]",
@@ -121,8 +132,9 @@ def _require_same_truth(
 ) -> None:
     """Refuse a truth in a prediction file that contradicts the labels, in the same words."""
     words, others = (cells.map(_simplify, na_action="ignore") for cells in (ours, theirs))
-    differs = words.isin(others.dropna().unique()) & others.notna() & (words != others)
-    if differs.any():
+    differs = words.notna() & others.notna() & (words != others)
+    # Other words, such as scores, are no statement of the truth.
+    if differs.any() and words.dropna().isin(others.dropna().unique()).all():
         row, count = differs.argmax(), format_count(int(differs.sum()), "such row")
         stated, true = ours.iloc[row], theirs.iloc[row]
         raise InputError(
@@ -133,14 +145,15 @@ def _require_same_truth(
 
 def _simplify(cell: Any) -> str:
     word = str(cell).strip().lower()
-    return {"0.0": "0", "1.0": "1", "benign": "0", "malignant": "1"}.get(word, word)
+    word = {"0.0": "0", "1.0": "1", "benign": "0", "malignant": "1"}.get(word, word)
+    return parse_diagnosis(word) or word
 
 
-def match_names(image_ids: Iterable[Any]) -> list[str]:
-    """Return names of images without suffixes, or with them where two differ only in these."""
-    names = pd.Series([*image_ids], dtype=object).astype(str)
-    stems = names.str.replace(IMAGE_EXTENSIONS, "", regex=True)
-    return [*(stems if stems.is_unique else names)]
+def match_names(files: Iterable[Iterable[Any]]) -> list[list[str]]:
+    """Return the images of each file without suffixes; with them if two of a file then agree."""
+    names = [pd.Series([*image_ids], dtype=object).astype(str) for image_ids in files]
+    stems = [part.str.replace(IMAGE_EXTENSIONS, "", regex=True) for part in names]
+    return [[*part] for part in (stems if all(part.is_unique for part in stems) else names)]
 
 
 def list_systems(path: Path | str) -> list[str]:

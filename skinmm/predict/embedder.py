@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from skinmm import __version__
 from skinmm.data.dataset import View
 from skinmm.errors import InputError
+from skinmm.evaluation.prediction_tables import TRUTH
 from skinmm.files import import_parquet
 from skinmm.models.backbone import Backbone
 from skinmm.models.network import full_precision
@@ -103,7 +104,8 @@ class Embedder(Ensemble):
         if not isinstance(member.backend, TorchBackend):
             raise InputError("embeddings need backend=torch")
         network = cast("Backbone", member.backend.network.image)
-        names, data = Ensemble([member]).column_names, member.config.data
+        data, columns_of_training = member.config.data, Ensemble([member]).column_names
+        names = {p: name for p, name in columns_of_training.items() if name not in TRUTH}
         mapping = (data.args.get("columns") or {}) if data.name == "csv" else {}
         names |= {public: name for name, public in mapping.items() if name in columns}
         return cls(network, member.view, member.config.model.name, columns, names)

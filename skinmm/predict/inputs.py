@@ -12,6 +12,7 @@ import pandas as pd
 
 from skinmm.config import Config
 from skinmm.errors import InputError, suggest_path
+from skinmm.evaluation.prediction_tables import TRUTH
 from skinmm.files import (
     EXCEL_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -103,7 +104,7 @@ def has_labels(source: str, column_names: Mapping[str, str]) -> bool:
     for part in read_input(source, _LABELS):
         table = rename_training_columns(part, column_names)
         for name, canonical in match_columns(table.keys()).items():
-            if canonical in {"target", "diagnosis"}:
+            if canonical in TRUTH:
                 cells = pd.Series(np.asarray(table[name], dtype=object))
                 if not (cells.isna() | (cells.astype(str).str.strip() == "")).all():
                     return True
@@ -118,8 +119,13 @@ def list_training_names(configs: Sequence[Config], columns: Container[str]) -> d
 
 
 def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Table:
-    """Rename columns that have the names of the training table to canonical names."""
-    renames = {public: name for public, name in column_names.items() if public in table}
+    """Rename columns that have the names of the training table to canonical names.
+
+    Labels in a column of a canonical name are used instead.
+    """
+    given = {name for name in TRUTH if name in table}
+    pairs = column_names.items()
+    renames = {public: name for public, name in pairs if public in table and name not in given}
     replaced = {*renames.values()} - {*renames}
     if not renames:
         return table

@@ -18,7 +18,7 @@ from skinmm.config import PredictConfig, keys_with
 from skinmm.config.checkpoints import announce_included, find_checkpoints
 from skinmm.config.commands import EmbedConfig, SimilarConfig
 from skinmm.config.cores import count_cores
-from skinmm.data.lesions import name_spread_columns
+from skinmm.data.lesions import SEPARATOR, name_spread_columns
 from skinmm.data.relative import PatientStatistics
 from skinmm.errors import InputError, list_words, print_error, print_line, warn
 from skinmm.evaluation.predictions import DECISIONS
@@ -113,7 +113,7 @@ def require_images(
     images: ImageFolder,
     column_names: dict[str, str] | None = None,
 ) -> None:
-    """Refuse a table if none of its first images is found.
+    """Refuse a table if none of its first images is found; warn if a folder is given.
 
     A table with URLs or absolute paths of images is accepted.
     """
@@ -122,15 +122,17 @@ def require_images(
     for table in islice(read_input(config.input, PROBED_ROWS), 1):
         renamed = rename_training_columns(table, column_names or {})
         cells = TableBatch(renamed, [], needs_image=False).cells["image_id"]
-        names = [name for name in cells if name]
+        names = [name.strip() for cell in cells if cell for name in cell.split(SEPARATOR)]
         has_paths = any("://" in name or Path(name).is_absolute() for name in names)
         if names and not has_paths and not any(_has_image(images, name) for name in names):
             folder = Path(config.images or Path(config.input).parent)
             listed = f"; {describe_folders(folder)}" if "://" not in config.input else ""
-            where = f"in images={config.images}" if config.images else f"next to {config.input}"
+            text = f"none of the first {len(names)} images, such as {names[0]!r}, is"
+            if config.images:
+                warn(f"{text} in images={folder}{listed}")
+                return
             raise InputError(
-                f"none of the first {len(names)} images is {where}, such as {names[0]!r}; name "
-                f"their folder, images=DIR{listed}"
+                f"{text} next to {config.input}; name their folder, images=DIR{listed}"
             )
 
 

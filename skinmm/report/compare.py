@@ -26,7 +26,6 @@ from skinmm.report.blocks import (
     metric_label,
 )
 from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
-from skinmm.report.sections.cohort import PARTS, split_parts
 from skinmm.report.sections.systems import (
     CALIBRATION,
     MEAN,
@@ -73,7 +72,7 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
         positive: classes of the files that count as malignant; None: the default ones.
         form: meaning of the columns of other systems' files.
         against: systems to compare all others with, also in the table; empty: all pairs of the
-            systems of highest AUROC, on validation where all systems have it.
+            systems of highest AUROC, on validation if all systems have the same validation rows.
         margin: largest loss of AUROC that is not inferior; None: not tested.
         prevalence: of a clinic, for predictive values and net benefit; None: that of each run.
         overwrite: replace an existing page.
@@ -178,7 +177,7 @@ def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any]
     ranking = _validation_aurocs(systems) or tested
     best = sorted(systems, key=lambda name: ranking[name])[-MAX_PAIRED:]
     chosen = {name: inputs for name, inputs in systems.items() if against or name in best}
-    names = (match_names(inputs.predictions.image_id) for inputs in chosen.values())
+    names = match_names(inputs.predictions.image_id for inputs in chosen.values())
     common = set.intersection(*map(set, names))
     is_part = any(len(inputs.predictions) > len(common) for inputs in chosen.values())
     has_runs = any(inputs.config for inputs in chosen.values())
@@ -197,16 +196,17 @@ def _validation_aurocs(systems: Systems) -> dict[str, float]:
 
     Pooled folds have none.
     """
-    aurocs, rows = {}, set[frozenset[str]]()
+    aurocs, parts = {}, []
     for name, inputs in systems.items():
-        if (validation := split_parts(inputs).get(PARTS["val"])) is not None:
-            rows.add(frozenset(validation["image_id"].astype(str)))
         entry = (inputs.metrics.get("val") or {}).get("metrics", {}).get("auroc") or {}
         is_pooled = inputs.config.get("data", {}).get("fold") == "all"
         if is_pooled or entry.get("value") is None:
             return {}
         aurocs[name] = float(entry["value"])
-    return aurocs if len(rows) <= 1 else {}
+        if (cohort := inputs.cohort) is not None and {"part", "image_id"} <= {*cohort}:
+            parts.append(frozenset(cohort["image_id"][cohort["part"] == "val"]))
+    is_common = len({*parts}) == 1 and len(parts) == len(aurocs)
+    return aurocs if is_common or not parts else {}
 
 
 def _describe_choice(systems: Systems) -> Note:

@@ -151,7 +151,7 @@ def run_plan(config: PlanConfig) -> int:
     if config.against is not None and config.input is None:
         raise InputError("against=FILE is compared with a first prediction file; give both")
     if config.input is not None:
-        rows = read_predictions(config.input, **reader_options(config))
+        rows = read_predictions(config.input, **reader_options(config, config.system))
         measured = evaluate(rows, resamples=0)
         prevalence, auroc = measured["prevalence"], measured["metrics"]["auroc"]["value"]
     prevalence, auroc = config.prevalence or prevalence, config.auroc or auroc

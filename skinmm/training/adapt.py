@@ -163,7 +163,7 @@ def _fit(
     if {"target", "diagnosis"} & {*table.table.dropna(axis=1, how="all")}:
         fit = _fit_labelled(files, cards)
     else:
-        print_line(f"{config.input}: no value of target or diagnosis: adapted without labels")
+        print_line(f"{config.input}: no value of target or diagnosis: adapting without labels")
         fit = _fit_unlabelled(_find_reference(config, paths[0]), table, cards[0])
     source = Path(config.input) if Path(config.input).is_file() else files[0]
     return fit, {

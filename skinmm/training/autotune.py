@@ -21,8 +21,7 @@ from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError, print_line
 from skinmm.images.decode import release_freed_memory
 from skinmm.models.checkpoint import load_card
-from skinmm.training.distributed import is_torchrun
-from skinmm.training.memory import find_free_memory
+from skinmm.training.memory import find_free_memory, may_tune
 from skinmm.training.module import Classifier
 from skinmm.training.optimizer import OPTIMIZERS, parameter_groups
 from skinmm.training.run_folder import RunFolder
@@ -144,8 +143,7 @@ def tune(
     options, device = run.config.trainer, trainer.strategy.root_device
     is_open = "auto" in (options.precision, options.channels_last, options.devices)
     has_steps = module.network.image is not None and run.config.model.trained != "head"
-    is_fixed = run.is_resumed or is_torchrun() or trainer.world_size > 1 or options.compile
-    if not (is_open and has_steps) or is_fixed or device.type != "cpu":
+    if not (is_open and has_steps and may_tune(run.config, trainer)) or run.is_resumed:
         return None
     default = current_variant(trainer, options.channels_last)
     variants = list_variants(default, options.precision, options.channels_last)

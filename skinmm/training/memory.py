@@ -20,7 +20,7 @@ from skinmm.config import Config
 from skinmm.config.schema import TrainerConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError, print_line, warn
-from skinmm.training.distributed import is_leader
+from skinmm.training.distributed import is_leader, is_torchrun
 from skinmm.training.module import Classifier
 
 _LEAST: Final = 0.91
@@ -91,6 +91,13 @@ def require_memory(
     if needed * _LEAST > free:
         raise InputError(f"training {config.model.name} at {side} px needs about {problem}")
     warn(f"training {config.model.name} at {side} px may not fit: it needs about {problem}")
+
+
+def may_tune(config: Config, trainer: pl.Trainer) -> bool:
+    """Return whether settings that are `auto` are chosen by measurement: on a CPU, before ranks."""
+    is_alone = trainer.world_size == 1 and not is_torchrun()
+    is_cpu = trainer.strategy.root_device.type == "cpu"
+    return is_cpu and is_alone and config.resume is None and not config.trainer.compile
 
 
 def choose_batch(module: Classifier, data: LesionData, trainer: pl.Trainer) -> None:
@@ -226,8 +233,8 @@ def _measure_step(
 ) -> _Step:
     """Return the bytes of a training step on the trainer's device."""
     per_row = count_stored_bytes(network, _example(network, config, widths))
-    is_open = config.trainer.precision == "auto" and trainer.strategy.root_device.type == "cpu"
-    if "16" in str(trainer.precision) and not is_open:  # on a CPU, `tune` may choose 32 bits
+    may_be_32 = config.trainer.precision == "auto" and may_tune(config, trainer)
+    if "16" in str(trainer.precision) and not may_be_32:
         per_row //= 2
     return _make_step(network, config, trainer, per_row)
 

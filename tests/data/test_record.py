@@ -176,6 +176,7 @@ def test_malignant_classes_are_classes() -> None:
         *[(None, None), (float("nan"), None), (pd.NA, None), ("", None)],
         *[("1,033", None), ("5_5", None), ("1e1", None), ("45 years", 45), ("18 months", 1.5)],
         *[("0,033", 0.033), ("55.", 55), (np.float64(7.25), 7.25), ("60+", None), ("5555Y", None)],
+        *[("55 M", None), ("55M", 55 / 12), ("1,033y", None), ("+45", 45), ("1,5 years", 1.5)],
     ],
 )
 def test_ages(cell: object, years: float | None) -> None:

@@ -163,7 +163,14 @@ def test_labels_that_contradict_the_file_are_refused_and_those_without_a_predict
     agrees = write(tmp_path, "image_id,target\na,benign\nb,1\nc,0\nd,1\n", "labels.csv")
     assert len(read_predictions(path, labels=agrees)) == 2
     assert f"2 images of {agrees} have no row in {path}" in capsys.readouterr().err
+    synonyms = write(tmp_path, "image_id,diagnosis\na,nevus\nb,melanoma\n", "labels.csv")
+    diagnosed = (
+        GOOD.replace("target", "diagnosis").replace("p1,0", "p1,nv").replace("p1,1", "p1,mel")
+    )
+    assert len(read_predictions(write(tmp_path, diagnosed, "b.csv"), labels=synonyms)) == 2
     turned = write(tmp_path, "image_id,target\na,1\nb,0\n", "labels.csv")
+    scored = write(tmp_path, GOOD.replace("p1,0", "p1,0.3"), "scored.csv")
+    assert read_predictions(scored, labels=turned).target.tolist() == [1, 0]
     message = r"image a: target is 0 in .*, but 1 in .*labels\.csv \(2 such rows\); correct it"
     with pytest.raises(InputError, match=message):
         read_predictions(path, labels=turned)

@@ -120,8 +120,7 @@ def test_a_long_table_is_read_in_chunks(records: Path, tmp_path: Path) -> None:
         (["images=nowhere"], "images=nowhere: no such folder"),
         (["input=nameless.csv"], "the table has no image column"),
         (["accelerator=gpu"], "no GPU is available here"),
-        ([], "none of the first 30 images is next to in.csv, such as '"),
-        (["images=other"], "none of the first 30 images is in images=other, such as '"),
+        ([], "is next to in.csv; name their folder, images=DIR"),
     ],
 )
 def test_what_cannot_be_done_is_named_and_nothing_is_written(
@@ -137,7 +136,6 @@ def test_what_cannot_be_done_is_named_and_nothing_is_written(
     patients(both, tmp_path / "in.csv")
     Path("out.csv").write_text("precious")
     Path("empty.csv").write_text("image,sex\n")
-    Path("other").mkdir()
     Path("nameless.csv").write_text("sex,age\nmale,50\n")
     before = {name: Path(name).read_bytes() for name in files_in(tmp_path)}
     given = [f"checkpoint={best(both)}", "input=in.csv", "output=new.csv"]

@@ -93,7 +93,7 @@ def test_the_referral_states_how_the_epoch_was_selected(tmp_path: Path, window: 
     inputs = replace(inputs, metrics={**inputs.metrics, "selection": {"window": window}})
     text = describe_rule(inputs)
     assert ("by the value of one epoch" in text, "7.5 %" in text) == (window == 1, window == 1)
-    assert ("selected the epoch by the mean of 3 epochs. The" in text) == (window == 3)
+    assert ("also selected on these rows by the mean of 3 epochs. The" in text) == (window == 3)
 
 
 def test_a_fitted_head_selects_no_epoch_and_has_no_dropped_columns(tmp_path: Path) -> None:

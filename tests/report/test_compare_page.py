@@ -94,6 +94,11 @@ def test_image_names_may_have_suffixes_and_a_file_is_compared_with_others(tmp_pa
     table.assign(image_id=table["image_id"] + ".jpg").to_csv(files[1], index=False)
     tables, _ = write_comparison(files, tmp_path / "page.html")
     assert tables[1].rows[0][0] == "a minus b"
+    extra = table.head(1).assign(image_id=table["image_id"].head(1) + ".png")
+    both = pd.concat([table.assign(image_id=table["image_id"] + ".jpg"), extra])
+    both.to_csv(files[0], index=False)  # two images of one name
+    write_comparison(files, tmp_path / "page.html", overwrite=True)
+    assert f"on the {len(table):,} images in common" in Page(tmp_path / "page.html").text
     with pytest.raises(InputError, match=r"a\.csv is given twice"):
         write_comparison([files[0], *files], tmp_path / "page.html", overwrite=True)
     with pytest.raises(InputError, match=r"page\.pdf: the suffix must be \.html"):

@@ -73,8 +73,11 @@ def test_labels_have_the_name_of_the_training_table(
     assert facts["malignant"] == table["Befund"].sum()
     table.drop(columns="Befund").to_csv(site, index=False)
     reference = f"reference={records / 'predictions' / 'val.csv'}"
-    adapt(tmp_path, f"checkpoint={checkpoint}", f"input={site}", reference, "overwrite=true")
-    assert "no value of target or diagnosis: adapted without labels" in capsys.readouterr().out
+    given = (f"checkpoint={checkpoint}", f"input={site}", reference, "overwrite=true")
+    assert adapt(tmp_path, *given) == 2
+    said = capsys.readouterr()
+    assert "no value of target or diagnosis: adapting without labels" in said.out
+    assert "a change of prevalence alone does not explain these rows" in said.err
 
 
 def test_the_new_checkpoint_predicts_for_the_site(

@@ -149,9 +149,6 @@ def _rename(
 ) -> pd.DataFrame:
     available = ", ".join(table.columns)
     for name, column in columns.items():
-        nearest = get_close_matches(name, COLUMN_NAMES, n=1, cutoff=0.75)
-        if nearest and name not in (*COLUMN_NAMES, *CANONICAL, *OPTIONAL, *further):
-            raise InputError(f"+data.args.columns: {name}={column}; did you mean {nearest[0]}?")
         if column not in table:
             raise InputError(f"+data.args.columns: {name}={column}, but {file} has {available}")
         if name == "age" and is_in_months(column):
@@ -160,6 +157,13 @@ def _rename(
     canonical_names = {column: name for name, column in columns.items()}
     renamed = table.drop(columns=shadowed).rename(columns=canonical_names)
     renamed = rename_columns(renamed, further)
+    for name in {*columns} - {*COLUMN_NAMES, *CANONICAL, *OPTIONAL, *further}:
+        nearest = get_close_matches(name, {*COLUMN_NAMES} - {*renamed}, n=1, cutoff=0.85)
+        if nearest:
+            raise InputError(
+                f"+data.args.columns: {name}={columns[name]}; did you mean {nearest[0]}? If not, "
+                f"add {name} to data.columns"
+            )
     if "image_id" not in renamed:
         raise InputError(
             f"{file}: no image column; name it: +data.args.columns.image_id=COLUMN, one of "

@@ -49,10 +49,11 @@ def describe_run(inputs: ReportInputs) -> list[str]:
 def collect_facts(inputs: ReportInputs) -> dict[str, str]:
     """Return the facts named in the checklists under `templates/`, as name -> text."""
     decision = _describe_threshold(inputs), describe_call_rule(inputs), describe_rule(inputs)
+    has_sources = inputs.records is not None and bool(inputs.measured.get("sources"))
     return {
         **_describe_cohort(inputs),
         "groups": "See Subgroups." if inputs.records is not None else "",
-        "by_source": "By source: see Subgroups." if inputs.measured.get("sources") else "",
+        "by_source": "By source: see Subgroups." if has_sources else "",
         "unpredicted": f"Not predicted: {inputs.measured.get('unpredicted', 0):,}.",
         "unit": resampling_unit(inputs),
         "performance": _describe_performance(inputs),
