@@ -86,7 +86,8 @@ def test_headline_says_what_was_measured(whole: Page, run: Path) -> None:
     assert "confidence from 59 malignant cases on, if none is missed" in whole.text
     rows = json.loads((run / "metrics.json").read_text())["test"]
     needed = malignant_for_auroc(auroc["value"], 0.1, rows["prevalence"])
-    assert f"A 95 % interval of the AUROC of width 0.1 needs about {needed:,} malignant" in whole.text
+    text = f"A 95 % interval of the AUROC of width 0.1 needs about {needed:,} malignant"
+    assert text in whole.text
 
 
 def test_only_what_has_a_course_is_drawn_over_the_epochs(whole: Page) -> None:
