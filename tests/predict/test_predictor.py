@@ -21,10 +21,10 @@ from skinmm.config.checkpoints import find_checkpoints
 from skinmm.config.data_commands import PackConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
+from skinmm.images.base import MIN_SIDE
 from skinmm.models.checkpoint import CheckpointError, load_card, update_card
 from skinmm.models.sources import SMALLEST
 from skinmm.predict import Predictor
-from skinmm.predict.loading import MIN_SIDE
 
 P = ["p_benign", "p_malignant"]
 

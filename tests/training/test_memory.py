@@ -148,7 +148,7 @@ def test_auto_counts_32_bits_on_a_cpu_because_it_may_choose_them(
     fits = []
     for setting, used in (("32", "32-true"), (precision, "bf16-mixed")):
         config = micro_config(batch_size=1000, precision=setting)
-        trainer = pl.Trainer(precision=used, **options)
+        trainer = pl.Trainer(**options, precision=used)  # type: ignore[arg-type]
         with pytest.raises(InputError) as caught:
             require_memory(network, config, trainer, WIDTHS)
         fits.append(int(str(caught.value).split("trainer.batch_size=")[2].split()[0]))
