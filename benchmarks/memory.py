@@ -1,4 +1,4 @@
-"""Peak memory of two training steps on a CPU, compared with the estimate of `training/memory.py`.
+"""Peak memory of ten training steps on a CPU, compared with the estimate of `training/memory.py`.
 
 Each network is trained in a process of its own, on random images of its usual size.
 
@@ -13,11 +13,13 @@ from typing import Final
 import torch
 
 from skinmm.config import Config, from_mapping
+from skinmm.images.decode import reuse_freed_memory
 from skinmm.models.network import build_network
 from skinmm.training.memory import count_stored_bytes
 
 CASES: Final = (
     ("tf_efficientnet_b3", 300, 8, "32"),
+    ("tf_efficientnet_lite0", 192, 32, "32"),
     ("vit_small_patch16_224", 224, 16, "32"),
     ("resnet18", 224, 32, "32"),
     ("mobilenetv2_100", 224, 32, "32"),
@@ -42,7 +44,7 @@ def measure(name: str, size: int, batch: int, precision: str) -> None:
     weights = sum(parameter.nbytes for parameter in network.parameters())
     estimate = 3 * weights + batch * per_row / (1 + is_bf16)
     optimizer, start = torch.optim.AdamW(network.parameters()), read_status("VmRSS")
-    for _ in range(2):
+    for _ in range(10):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
             loss = network(image, None).float().square().mean()
         torch.autograd.backward(loss)
@@ -55,6 +57,7 @@ def measure(name: str, size: int, batch: int, precision: str) -> None:
 
 if __name__ == "__main__":
     if arguments := sys.argv[1:]:
+        reuse_freed_memory()  # as in training
         measure(arguments[0], int(arguments[1]), int(arguments[2]), arguments[3])
     else:
         print("| network | px | rows | precision | estimate, MB | measured, MB | ratio |")

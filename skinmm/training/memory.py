@@ -2,7 +2,8 @@
 
 The estimate adds the tensors that autograd stores for the backward pass, counted without computing
 them on torch's meta device, the gradients and the state of the optimiser. Measured peaks are 0.91
-to 1.35 times as high (docs/training.md); the rest is workspace of the kernels.
+to 1.35 times as high, and up to 0.5 GB more on a CPU, where freed memory is kept
+(docs/training.md); the rest is workspace of the kernels.
 """
 
 import math
