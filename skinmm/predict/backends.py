@@ -96,7 +96,11 @@ class OnnxBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                # It would quantise the layers that a file keeps in 32 bits.
+                disabled_optimizers=["WeightBiasQuantization"],
             )
         except Exception as error:  # ONNX Runtime has no base class for its errors
             reason = " ".join(str(error).split())[:200]
