@@ -179,8 +179,8 @@ def report_errors(job: Callable[[], int], *, full: bool, schema: type[Any] | Non
         if isinstance(error, PermissionError) and error.filename:
             error = InputError(f"{error.filename}: {error.strerror}")
         if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
-            place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
-            error = InputError(f"{place}: not YAML: {error.problem}")
+            position = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
+            error = InputError(f"{position}: not YAML: {error.problem}")
         reason, status = one_line(error), 2
         if isinstance(error, HydraException):
             reason = explain_hydra_error(error, schema)

@@ -81,8 +81,8 @@ def estimate_shift(
     # With half a patient more in each class, so that no class becomes impossible.
     shares = estimate_shares(probabilities, old)[0] * count + np.where(old > 0, 0.5, 0)
     shares /= shares.sum()
-    known = reference[0], reference[1], groups
-    drawn = [_resample_shares(probabilities, codes, known, rng) for _ in range(resamples)]
+    coded = reference[0], reference[1], groups
+    drawn = [_resample_shares(probabilities, codes, coded, rng) for _ in range(resamples)]
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     low, high = np.minimum(low, shares), np.maximum(high, shares)
     scores = np.vstack([probabilities, reference[0]])

@@ -123,9 +123,9 @@ def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Ta
 
     Labels in a column of a canonical name are used instead.
     """
-    given = {name for name in TRUTH if name in table}
+    labels = {name for name in TRUTH if name in table}
     pairs = column_names.items()
-    renames = {public: name for public, name in pairs if public in table and name not in given}
+    renames = {public: name for public, name in pairs if public in table and name not in labels}
     replaced = {*renames.values()} - {*renames}
     if not renames:
         return table
