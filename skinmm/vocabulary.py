@@ -107,14 +107,12 @@ _AGE: Final = re.compile(  # not 1,033
 )
 _YEARS: Final = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # by DICOM's unit
 _INVISIBLE: Final = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
-_TRUTH: Final = dict.fromkeys(("true", "yes", "y", "t", "1", "1.0"), "true") | dict.fromkeys(
-    ("false", "no", "n", "f", "0", "0.0"), "false"
-)
+_YES: Final = ("true", "yes", "y", "t", "1", "1.0", "ja")
+_NO: Final = ("false", "no", "n", "f", "0", "0.0", "nein")
+_TRUTH: Final = dict.fromkeys(_YES, "true") | dict.fromkeys(_NO, "false")
 
 SEXES: Final = tuple(_SEX_WORDS)
-SITES: Final = (
-    *("head/neck", "lower extremity", "oral/genital", "palms/soles", "torso", "upper extremity"),
-)
+SITES: Final = tuple(sorted(_SITE_WORDS))
 CLASSES: Final = tuple(_DIAGNOSIS_WORDS)
 VIEW_TYPES: Final = ("absent", "unstated", "dermoscopic", "clinical", "overview")
 """Types of an image by their code in a network; code 0 is a place without an image."""
@@ -139,9 +137,8 @@ def _normalise(value: Any) -> str:
 
 def is_missing(value: Any) -> bool:
     """Return whether a cell is empty or a word for "unknown"."""
-    if not isinstance(value, str) and pd.isna(value):
-        return True
-    return str(value).strip().lower() in _EMPTY
+    is_empty = not isinstance(value, str) and bool(pd.isna(value))
+    return is_empty or str(value).strip().lower() in _EMPTY
 
 
 def parse_sex(value: Any) -> str | None:
@@ -202,6 +199,12 @@ def parse_numbers(cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
 def parse_truth(value: Any) -> str | None:
     """Return `true` or `false` for true, yes, y, t, 1 or their opposites in any case, else None."""
     return _TRUTH.get(str(value).strip().lower())
+
+
+def parse_target(value: Any) -> int | None:
+    """Return 1 for malignant or a word of `parse_truth` for true, 0 for the opposite, else None."""
+    word = str(value).strip().lower()
+    return {"true": 1, "malignant": 1, "false": 0, "benign": 0}.get(parse_truth(word) or word)
 
 
 def parse_column(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
 """Checks of settings that depend on each other."""
 
+from collections.abc import Iterator
 from dataclasses import is_dataclass
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 from skinmm.config.schema import Config, DataConfig, TrainerConfig
 from skinmm.config.setting import keys_with
@@ -88,13 +89,20 @@ def _check_task(config: Config) -> None:
         )
     if config.data.unit == "lesion" and config.mix.name != "none":
         raise InputError(f"mix={config.mix.name}: not available for data.unit=lesion; use none")
-    defaults = type(config)()
     for flag, key_of_choice in (("task", "task"), ("unit", "data.unit")):
         choice = attrgetter(key_of_choice)(config)
-        for key, needed in keys_with(type(config), flag).items():
-            value, default = map(attrgetter(key), (config, defaults))
-            if needed != choice and value != default and not is_dataclass(value):
+        for key, value, needed in list_changed(config, flag):
+            if needed != choice:
                 raise InputError(f"{key}={value}: not used by {key_of_choice}={choice}; remove it")
+
+
+def list_changed(config: Config, flag: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield key, value and flag of the settings that have a flag and not their default value."""
+    defaults = type(config)()
+    for key, content in keys_with(type(config), flag).items():
+        value, default = map(attrgetter(key), (config, defaults))
+        if value != default and not is_dataclass(value):
+            yield key, value, content
 
 
 def check_fold(data: DataConfig, alternative: str = "") -> None:

@@ -19,6 +19,7 @@ from skinmm.config.setting import (
 )
 
 TASKS: Final = (CLASSIFY, "segmentation")
+BOTH: Final = "image record"
 WEIGHTS: Final = ("auto", "true", "false", "zoo:cc0")
 """Values of `model.pretrained` that are neither files nor addresses."""
 RELATIVE: Final = ("difference within patient", "z-score within patient")
@@ -63,7 +64,7 @@ class DataConfig:
     target: str = shared("malignant", "target to predict", choices=("malignant", "diagnosis"))
     positive: list[str] = shared([], "malignant classes; empty: those of the vocabulary")
     columns: list[str] = shared(
-        ["age", "sex", "site"], "record columns that the model uses", first=True
+        ["age", "sex", "site"], "record columns that the model uses", first=True, inputs="record"
     )
     relative: list[str] = setting(
         [], "numeric columns to compare within patients", task=CLASSIFY, unit="image", shared=False
@@ -156,6 +157,7 @@ class ModelConfig:
         0.0,
         "fraction of training rows without image; above 0: images are optional",
         task=CLASSIFY,
+        inputs=BOTH,
         shared=True,
     )
     drop_views: float = fraction(
@@ -180,10 +182,20 @@ class ModelConfig:
         shared=False,
     )
     drop_record: float = fraction(
-        0.0, "fraction of training rows without record", task=CLASSIFY, neural=True, shared=True
+        0.0,
+        "fraction of training rows without record",
+        task=CLASSIFY,
+        neural=True,
+        inputs=BOTH,
+        shared=True,
     )
     drop_columns: float = fraction(
-        0.0, "fraction of record columns dropped per row", task=CLASSIFY, neural=True, shared=True
+        0.0,
+        "fraction of record columns dropped per row",
+        task=CLASSIFY,
+        neural=True,
+        inputs="record",
+        shared=True,
     )
 
     @property

@@ -37,6 +37,7 @@ class Flags(TypedDict, total=False):
         task: the only task that uses the setting.
         unit: the only `data.unit` that uses the setting.
         neural: only head=neural uses the setting.
+        inputs: inputs of the network that the setting needs: image, record, or both.
         local: a client of a federation sets it, not the server.
         shared: the server of a federation may set it for its clients; a function returns whether it
             may set a value. Clients accept nothing but the default of a setting without this flag.
@@ -57,6 +58,7 @@ class Flags(TypedDict, total=False):
     task: str
     unit: str
     neural: bool
+    inputs: str
     local: bool
     shared: bool | Callable[[Any], bool]
     first: bool

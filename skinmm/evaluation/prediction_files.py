@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from skinmm.errors import InputError, format_count
 from skinmm.evaluation.other_formats import TableFormat, explain_numbers, suggest_columns
 from skinmm.evaluation.prediction_tables import TRUTH, join_labels, read_tables
-from skinmm.vocabulary import MALIGNANT, UNITS, name_units, parse_diagnosis
+from skinmm.vocabulary import MALIGNANT, UNITS, name_units, parse_diagnosis, parse_target
 
 BINARY: Final = ("benign", "malignant")
 REFER: Final = "refer"
@@ -20,7 +20,6 @@ EMPTY: Final = "none"
 SUM_TOLERANCE: Final = 0.01
 """Allowed difference of a row's sum of probabilities from 1: some systems round to few digits."""
 
-BINARY_WORDS: Final = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "benign": 0, "malignant": 1}
 
 _Mask = Bool[np.ndarray, " n"]
 
@@ -269,7 +268,8 @@ def _find_class(word: str, classes: tuple[str, ...]) -> int | None:
     diagnosis = parse_diagnosis(word)
     if classes == BINARY:
         default = None if diagnosis in (None, "undefault") else int(diagnosis in MALIGNANT)
-        return BINARY_WORDS.get(word.lower(), default)
+        target = parse_target(word)
+        return default if target is None else target
     if word in classes:
         return classes.index(word)
     diagnoses = [parse_diagnosis(name) for name in classes]

@@ -24,6 +24,7 @@ from skinmm.vocabulary import (
     map_unique,
     normalise_name,
     parse_diagnosis,
+    parse_target,
     rename_columns,
 )
 
@@ -144,9 +145,8 @@ def _require_same_truth(
 
 
 def _simplify(cell: Any) -> str:
-    word = str(cell).strip().lower()
-    word = {"0.0": "0", "1.0": "1", "benign": "0", "malignant": "1"}.get(word, word)
-    return parse_diagnosis(word) or word
+    target = parse_target(cell)
+    return parse_diagnosis(cell) or str(cell).strip().lower() if target is None else str(target)
 
 
 def match_names(files: Iterable[Iterable[Any]]) -> list[list[str]]:

@@ -13,7 +13,6 @@ from skinmm.errors import InputError
 from skinmm.evaluation.other_formats import TableFormat
 from skinmm.evaluation.prediction_files import (
     BINARY,
-    BINARY_WORDS,
     DECISIONS,
     EMPTY,
     REFER,
@@ -22,7 +21,7 @@ from skinmm.evaluation.prediction_files import (
     require_positive_classes,
 )
 from skinmm.files import atomic_write
-from skinmm.vocabulary import resolve_patients
+from skinmm.vocabulary import parse_target, resolve_patients
 
 __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
 
@@ -173,7 +172,7 @@ def _parse_classes(file: PredictionFile, positive: Sequence[str] | None) -> dict
     require_positive_classes(classes, positive)
     words, sets = file.parse_truth(), file.parse_sets(classes)
     truth = set(words.unique())
-    if classes != BINARY and truth <= set(BINARY_WORDS) and not truth <= set(classes):
+    if classes != BINARY and None not in map(parse_target, truth) and not truth <= set(classes):
         sides = np.column_stack([np.isin(classes, positive, invert=side) for side in (True, False)])
         probabilities, raw, half = (probabilities @ sides).clip(0, 1), None, None
         sets = None if sets is None else sets @ sides

@@ -223,28 +223,30 @@ class _Endpoints:
         return JSONResponse(content)
 
     async def _answer(self, request: Request, predict: Callable[[Case], Answer]) -> Answer:
-        """Read the form of one lesion, predict it in a thread and record the case."""
+        """Read the form of one lesion, predict it in a thread and record the case.
 
-        def job(case: Case) -> Answer:
-            row, explanation = predict(case)
-            self.recorder.record(get_user(request), [row], [case])
-            return row, explanation
-
+        Recorded is only a prediction within the time limit: after it, users send the case again.
+        """
         read = partial(read_case, request, self.form, self.predictor.max_images)
-        return await self.queue.run(read, job)
+        answer, case = await self.queue.run(read, lambda case: (predict(case), case))
+        await asyncio.to_thread(self.recorder.record, get_user(request), [answer[0]], [case])
+        return answer
 
     async def predict_batch(self, request: Request) -> Response:
         """Predict a table of lesions."""
 
-        def job(form: tuple[Rows, dict[str, bytes]]) -> tuple[list[dict[str, Any]], str]:
+        def job(
+            form: tuple[Rows, dict[str, bytes]],
+        ) -> tuple[list[dict[str, Any]], list[Case], Rows]:
             rows, files = form
             predictions = self.predictor.predict_table(rows, files)
-            cases = self.predictor.list_cases(rows, files)
-            self.recorder.record(get_user(request), predictions, cases)
-            return predictions, self.predictor.describe_columns(rows)
+            return predictions, self.predictor.list_cases(rows, files), rows
 
         try:
-            predictions, note = await self.queue.run(partial(read_batch, request, self.batch), job)
+            read = partial(read_batch, request, self.batch)
+            predictions, cases, rows = await self.queue.run(read, job)
+            note = self.predictor.describe_columns(rows)
+            await asyncio.to_thread(self.recorder.record, get_user(request), predictions, cases)
         except InputError as error:
             raise ProblemError.unusable(str(error)) from None
         self.metrics.count_decisions(row["decision"] for row in predictions)

@@ -35,7 +35,6 @@ _FIRST_PAUSE: Final = 0.5  # seconds, doubled after each failure
 _LAST_PAUSE: Final = 60.0
 _UNAUTHORISED: Final = (401, 403)
 _RETRIED: Final = (408, 425, 429, *range(500, 600))  # others are parked
-_SERVER_ERROR: Final = 500
 _IMAGE_KEYS: Final = ("0020000D", "0020000E", "00080018")  # study, series, instance
 
 
@@ -114,9 +113,9 @@ class _Worker:
             for uid in self._outbox.list_ready():
                 self._send(uid)
             is_unread = self._outbox.list_images()
-            images = self._retry(lambda: [*self._server.find()])
-            for image in sorted(images, key=lambda image: image.uid in is_unread):  # new ones first
-                if is_unread.get(image.uid, True):
+            images = self._retry(lambda: {image.uid: image for image in self._server.find()})
+            for image in sorted(images.values(), key=lambda image: image.uid in is_unread):
+                if is_unread.get(image.uid, True):  # new ones first
                     self._predict(image, is_again=image.uid in is_unread)
             for uid in self._outbox.list_ready(postponed=True):
                 self._send(uid, is_again=True)
@@ -201,6 +200,7 @@ class Server:
         )
         session = create_session()
         session.trust_env = False  # no passwords of a .netrc
+        session.max_redirects = 0  # a redirected POST becomes a GET, which stores nothing
         session.auth = _authorise
         session.verify = config.certificate or True
         session.cert = config.client_certificate
@@ -214,22 +214,32 @@ class Server:
             filters = {**self._config.filters, "Modality": modality}
             search = partial(self._client.search_for_instances, search_filters=filters)
             for row in self._call("search", partial(search, get_remaining=True)):
-                yield Image(*(str(row[key]["Value"][0]) for key in _IMAGE_KEYS))
+                uids = [(row.get(key, {}).get("Value") or [""])[0] for key in _IMAGE_KEYS]
+                if all(uids):
+                    yield Image(*map(str, uids))
+                else:
+                    print_error(f"search: an answer without UID is skipped: {uids}")
 
     def read(self, image: Image) -> tuple[bytes, str]:
         """Return the stored file of an image, and its manufacturer."""
         anything = (("application/dicom", "*"),)
-        dataset = self._call(
-            "read", lambda: self._client.retrieve_instance(*image, media_types=anything)
-        )
-        return _to_bytes(dataset), str(dataset.get("Manufacturer", ""))
+
+        def read() -> tuple[bytes, str]:
+            dataset = self._client.retrieve_instance(*image, media_types=anything)
+            return _to_bytes(dataset), str(dataset.get("Manufacturer", ""))
+
+        return self._call("read", read)
 
     def store(self, objects: list[bytes]) -> None:
-        """Store the results of an image, unless the server has them."""
+        """Store the results of an image, unless the server has them.
+
+        A result counts as stored if the answer lists it, or if the server has it afterwards.
+        """
         from pydicom import dcmread
 
         datasets = [dcmread(BytesIO(data)) for data in objects]
-        refusal: RefusedError | None = None
+        refusal: Exception = FailedError("store: the server does not confirm the result")
+        stored: set[str] = set()
         try:
             answer = self._call("store", lambda: self._client.store_instances(datasets))
         except RefusedError as error:
@@ -239,7 +249,9 @@ class Server:
             reasons = sorted({f"{item.get('FailureReason', 0):#06x}" for item in failed})
             if reasons:
                 refusal = RefusedError(f"the server does not store it: {', '.join(reasons)}")
-        if refusal and not all(map(self._has, datasets)):
+            listed = answer.get("ReferencedSOPSequence") or []
+            stored = {str(item.get("ReferencedSOPInstanceUID")) for item in listed}
+        if not all(item.SOPInstanceUID in stored or self._has(item) for item in datasets):
             raise refusal
 
     def _has(self, dataset: Any) -> bool:
@@ -252,8 +264,9 @@ class Server:
 
     def _call(self, action: str, call: Callable[[], T]) -> T:
         import requests
-        from pydicom.errors import InvalidDicomError
 
+        # A search concerns no single image.
+        failure = UnavailableError if action == "search" else FailedError
         try:
             return call()
         except requests.HTTPError as error:
@@ -263,16 +276,20 @@ class Server:
                     f"{action}: HTTP {status}, the token is missing, wrong or expired: renew "
                     f"{TOKEN_FILE}"
                 ) from error
-            kind: type[Exception] = UnavailableError if status in _RETRIED else RefusedError
-            if action == "search":  # it concerns no single image
-                kind = UnavailableError
-            elif status >= _SERVER_ERROR:
-                kind = FailedError
+            is_refused = status not in _RETRIED and action != "search"
+            kind = RefusedError if is_refused else failure
             raise kind(f"{action}: HTTP {status} {error.response.reason}") from error
-        except (InvalidDicomError, LookupError) as error:
-            raise RefusedError(f"{action}: the answer is not DICOM") from error
-        except OSError as error:  # of the network, whose text has UIDs, or of the token's file
+        except requests.TooManyRedirects as error:
+            raise UnavailableError(
+                f"{action}: the server redirects; set url to the final address"
+            ) from error
+        except requests.RequestException as error:  # its text has UIDs
+            raise failure(f"{action}: no answer ({type(error).__name__})") from error
+        except OSError as error:  # of the token's file
             raise UnavailableError(f"{action}: no answer ({type(error).__name__})") from error
+        except Exception as error:  # a damaged file, for which pydicom has no base class
+            kind = UnavailableError if action == "search" else RefusedError
+            raise kind(f"{action}: the answer is not DICOM") from error
 
 
 def _authorise(request: Any) -> Any:

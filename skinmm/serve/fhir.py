@@ -173,7 +173,7 @@ def build_risk(
     subject: dict[str, str],
     evidence: Sequence[dict[str, str]],
 ) -> dict[str, Any]:
-    """Return the RiskAssessment of a case: the probability of malignancy and of each class."""
+    """Return the RiskAssessment of a case: the percentage of malignancy and of each class."""
     result = case["result"]
     outcomes = {"malignant lesion of the skin": result["malignancy"], **result["probabilities"]}
     risk = _resource(
@@ -184,9 +184,9 @@ def build_risk(
         subject=subject,
         performer=device,
         occurrenceDateTime=case["at"],
-        method={"text": "calibrated probabilities of a neural network"},
+        method={"text": "calibrated probabilities of a neural network, in percent"},
         prediction=[
-            {"outcome": code_class(name), "probabilityDecimal": round(value, 9)}
+            {"outcome": code_class(name), "probabilityDecimal": round(100 * value, 7)}
             for name, value in outcomes.items()
         ],
         mitigation=f"decision: {result['decision']}",
@@ -248,14 +248,28 @@ def send(url: str, bundle: dict[str, Any]) -> None:
     headers = {"Content-Type": "application/fhir+json"}
     try:
         answer = requests.post(
-            url, json.dumps(bundle), headers=headers, timeout=TIMEOUT, auth=_authorise
+            url,
+            json.dumps(bundle),
+            headers=headers,
+            timeout=TIMEOUT,
+            auth=_authorise,
+            allow_redirects=False,  # it would become a GET, which stores nothing
         )
-        answer.raise_for_status()
-    except requests.HTTPError as error:
-        response = error.response
-        raise InputError(f"the server refuses the cases: HTTP {response.status_code}") from error
     except requests.RequestException as error:
         raise InputError(f"the server does not answer ({type(error).__name__})") from error
+    if answer.is_redirect:
+        raise InputError("the server redirects; set url to the final address")
+    if not answer.ok:
+        raise InputError(f"the server refuses the cases: HTTP {answer.status_code}")
+    try:
+        stored = len(answer.json()["entry"])
+    except (ValueError, LookupError, TypeError):
+        stored = 0
+    if stored != len(bundle["entry"]):
+        raise InputError(
+            "the server does not confirm that it stored the cases: its answer is no Bundle with "
+            "their entries; check url"
+        )
 
 
 def _authorise(request: Any) -> Any:

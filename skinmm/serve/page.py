@@ -57,7 +57,7 @@ class Result(NamedTuple):
     """Prediction of a case, with everything that the page displays."""
 
     case: Case
-    row: Mapping[str, Any]
+    row: dict[str, Any]
     explanation: Explanation
     card: Mapping[str, Any]
     min_side: int = 0  # side of the network's input in pixels if the image is smaller
@@ -138,13 +138,14 @@ class Page:
             return render("refusal.html", reason=error.detail), False
         try:
             read = partial(asyncio.sleep, 0, images)  # nothing is left to wait for
-            result = await self.queue.run(read, lambda _: self._predict(user, images, cells))
+            result = await self.queue.run(read, lambda _: self._predict(images, cells))
+            await asyncio.to_thread(self.recorder.record, user, [result.row], [result.case])
         except ProblemError as error:
             return render("refusal.html", reason=error.detail), True
         audience = audience if audience in self.audiences else AUDIENCES[0]
         return render_result(result, audience), True
 
-    def _predict(self, user: str, images: Sequence[CaseImage], cells: Sequence[Any]) -> Result:
+    def _predict(self, images: Sequence[CaseImage], cells: Sequence[Any]) -> Result:
         record = {
             name: str(cell)
             for name, cell in zip(self.recorder.columns, cells, strict=True)
@@ -170,7 +171,6 @@ class Page:
                 f"{f' from 0 to {MAX_AGE:.0f}' if words[0] == 'age' else ''}; "
                 "enter a number, or leave the field empty."
             )
-        self.recorder.record(user, [row], [case])
         pictures = (decode_within(image.data, _DISPLAY_SIDE) for image in explanation.images)
         is_blurred = any(measure_sharpness(picture) < MIN_SHARPNESS for picture in pictures)
         card = self.predictor.card

@@ -91,5 +91,5 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
 def silence_libraries() -> None:
     """Disable messages of libraries about files, because file names may contain patients' names."""
     warnings.simplefilter("ignore")
-    for name in ("pydicom", "python_multipart", "PIL"):
+    for name in ("pydicom", "python_multipart", "PIL", "retrying"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -19,7 +19,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
-from skinmm.config import Config, keys_with
+from skinmm.config import Config
+from skinmm.config.checks import list_changed
 from skinmm.errors import InputError
 from skinmm.models.heads import ABSENT, FittedHead, LinearHead, TreeHead
 from skinmm.training.calibrate import SplitOutputs
@@ -65,11 +66,8 @@ def check_head(config: Config) -> None:
                 f"{group}={name}: not used by head={config.head.name}; "
                 f"use {group}={' or '.join(names)}"
             )
-    defaults = Config()
-    for key in keys_with(Config, "neural"):
-        value, default = map(attrgetter(key), (config, defaults))
-        if value != default:
-            raise InputError(f"{key}={value}: not used by head={config.head.name}; remove it")
+    for key, value, _ in list_changed(config, "neural"):
+        raise InputError(f"{key}={value}: not used by head={config.head.name}; remove it")
 
 
 def fit_head(

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from skinmm.config import Config, build_component, to_mapping
+from skinmm.config.checks import list_changed
 from skinmm.config.registry import GROUPS, list_sources
 from skinmm.data.datamodule import LesionData
 from skinmm.data.splits import CALIBRATION
@@ -264,6 +265,13 @@ def list_warnings(data: LesionData, module: Classifier, findings: dict[str, Any]
     if data.sampler.corrects and module.loss.corrects:
         both = f"{data.sampler.corrects} and {module.loss.corrects}"
         warnings.append(f"the class imbalance is corrected more than once: {both}")
+    config = data.config
+    for key, value, needed in list_changed(config, "inputs"):
+        if not {*needed.split()} <= {*data.inputs}:
+            warnings.append(f"{key}={value} has no effect with fusion={config.fusion.name}")
+    if config.evaluation.cost_ratio and config.evaluation.threshold != "cost":
+        rule = config.evaluation.threshold
+        warnings.append(f"evaluation.cost_ratio has no effect with evaluation.threshold={rule}")
     return warnings
 
 

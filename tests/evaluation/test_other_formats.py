@@ -96,12 +96,15 @@ def test_logits_are_read_on_request_only(tmp_path: Path) -> None:
     require_same(read_predictions(path, form=TableFormat(logits=True)))
     with pytest.raises(InputError, match=r"perhaps logits: logits=true takes their softmax"):
         read_predictions(path)
-    path = write(tmp_path, {"score": SCORES[:, 1], "target": TARGET == 1})
+    path = write(tmp_path, {"score": SCORES[:, 1], "target": np.where(TARGET == 1, "sick", "well")})
     form = TableFormat(columns={"p_malignant": "score"}, logits=True)
-    with pytest.raises(InputError, match="target 'False' is not one of 0, 1, benign"):
+    with pytest.raises(InputError, match=r"target '(sick|well)' is not one of 0, 1, benign"):
         read_predictions(path, form=form)
-    path = write(tmp_path, {"score": SCORES[:, 1], "target": (TARGET == 1).astype(int)})
-    np.testing.assert_allclose(read_predictions(path, form=form).malignancy, expit(SCORES[:, 1]))
+    for target in ((TARGET == 1).astype(int), TARGET == 1, np.where(TARGET == 1, "ja", "nein")):
+        path = write(tmp_path, {"score": SCORES[:, 1], "target": target})
+        found = read_predictions(path, form=form)
+        np.testing.assert_allclose(found.malignancy, expit(SCORES[:, 1]))
+        assert found.target.tolist() == (TARGET == 1).astype(int).tolist()
 
 
 @pytest.mark.parametrize("unit", ["", "%"])

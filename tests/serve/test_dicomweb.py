@@ -110,7 +110,9 @@ class Front(ThreadingHTTPServer):
         self.archive, self.failures, self.tokens = archive, {"POST": [0], "GET": [0]}, [""]
         self.authorisations: list[str] = []
         self.broken: list[bytes] = []  # UIDs whose requests always fail
+        self.status = 503  # of these failures
         self.requests: list[bytes] = []  # path and body
+        self.cut = 0  # bytes that are missing at the end of answers
         Thread(target=self.serve_forever, daemon=True).start()
 
     def fail(self, method: str, path: str, token: str) -> int:
@@ -129,12 +131,17 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(size)
         status = server.fail(self.command, self.path, self.headers.get("Authorization", ""))
         server.requests.append(self.path.encode() + body)
-        if any(uid in server.requests[-1] for uid in server.broken):
-            status = 503
+        is_broken = any(uid in server.requests[-1] for uid in server.broken)
+        if is_broken:
+            status = server.status
         if status < 0:
             time.sleep(-status)
+        if status < 0 and is_broken:
+            return  # without an answer
         if status > 0:
             self.send_response(status)
+            if status == 302:
+                self.send_header("Location", "/system")  # as to a page for login
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -145,6 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
+        data = data[: len(data) - server.cut]
         try:
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.getheader("Content-Type", ""))
@@ -261,8 +269,9 @@ def test_failures_are_named_and_retried_or_parked(
 
 
 @needs_orthanc
+@pytest.mark.parametrize("status", [503, 429, -3])
 def test_an_image_that_always_fails_blocks_no_other(
-    front: Front, both: Path, pictures: Path, tmp_path: Path, capsys: Said,
+    status: int, front: Front, both: Path, pictures: Path, tmp_path: Path, capsys: Said,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def pause(seconds: float) -> None:
@@ -273,12 +282,14 @@ def test_an_image_that_always_fails_blocks_no_other(
     for number in range(3):
         front.archive.send(lesion(pictures, number))
     unread, unsent = b"instances/1.2.840.99.0.2", b"\x001.2.840.99.1.2"
-    front.broken = [unread, unsent]
+    front.broken, front.status = [unread, unsent], status
     command = watch_command(both, front.server_port, tmp_path / "cases.db", "attempts=2")
+    command.append("timeout=1")
     assert main.main([*command, "watch=7.5"]) == 130
     told = capsys.readouterr().err
-    assert "1.2.840.99.0.2: postponed until the others are done (read: HTTP 503" in told
-    assert "1.2.840.99.1.2: postponed until the others are done (store: HTTP 503" in told
+    reason = f"HTTP {status}" if status > 0 else "no answer (ReadTimeout)"
+    assert f"1.2.840.99.0.2: postponed until the others are done (read: {reason}" in told
+    assert f"1.2.840.99.1.2: postponed until the others are done (store: {reason}" in told
     check_evidence(front.archive, 1)
 
     front.archive.send(lesion(pictures, 3))
@@ -287,7 +298,7 @@ def test_an_image_that_always_fails_blocks_no_other(
     assert "images: 2 sent, 2 ready, 0 parked" in capsys.readouterr().out
     places = [n for n, request in enumerate(front.requests) if unread in request]
     others = [n for n, request in enumerate(front.requests) if b"instances/1.2.840.99.3" in request]
-    assert len(places) == 1  # attempt
+    assert len(places) == 1
     assert places[0] > max(others)
     check_evidence(front.archive, 2)
 
@@ -333,6 +344,42 @@ def test_a_result_that_the_archive_already_has_counts_as_stored(front: Front) ->
     server.store([result("1.2.9.2")])
     with pytest.raises(RefusedError, match="store: HTTP 409"):
         server.store([result("1.2.9.2"), result("1.2.9.3")])
+
+
+@needs_orthanc
+@pytest.mark.parametrize("status", [302, 202])
+def test_a_result_that_the_archive_does_not_confirm_stays_ready(
+    status: int, front: Front, both: Path, pictures: Path, tmp_path: Path, capsys: Said
+) -> None:
+    """An empty answer of 202, or that of a page for login, is no success."""
+    front.archive.send(lesion(pictures, 0))
+    front.failures["POST"] = [status]
+    command = watch_command(both, front.server_port, tmp_path / "cases.db", "attempts=1")
+    assert main.main(command) == 3
+    reason = {302: "the server redirects; set url", 202: "does not confirm the result"}[status]
+    told = capsys.readouterr()
+    assert reason in told.err
+    assert "0 sent, 1 ready" in told.out
+    front.failures["POST"] = [0]
+    assert main.main(command) == 0
+    check_evidence(front.archive, 1)
+
+
+@needs_orthanc
+def test_a_damaged_image_is_parked(front: Front) -> None:
+    from skinmm.serve.dicomweb import Image, RefusedError, Server
+
+    url = f"http://127.0.0.1:{front.server_port}/dicom-web"
+    server = Server(DicomwebConfig(url=url, store="cases.db"))
+    uids = Image("1.2.9", "1.2.9.1", "1.2.9.2")
+    study = dict(
+        zip(("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"), uids, strict=True)
+    )
+    front.archive.send(dicom(None, PatientID="P9", **study))
+    assert server.read(uids)[0]
+    front.cut = 5
+    with pytest.raises(RefusedError, match="read: the answer is not DICOM"):
+        server.read(uids)
 
 
 @needs_orthanc

@@ -86,8 +86,8 @@ def test_a_store_is_written_as_valid_resources(place: Path, tmp_path: Path, caps
     assert media["identifier"][0]["value"] == "urn:oid:1.2.4"
     risk = resources(bundle, "RiskAssessment")[0]
     chances = {each["outcome"]["text"]: each["probabilityDecimal"] for each in risk["prediction"]}
-    assert chances.pop("malignant lesion of the skin") == RESULT["malignancy"]
-    assert chances == RESULT["probabilities"]
+    expected = {"malignant lesion of the skin": RESULT["malignancy"], **RESULT["probabilities"]}
+    assert chances == pytest.approx({name: 100 * value for name, value in expected.items()})
     coded = {each["outcome"]["text"] for each in risk["prediction"] if "coding" in each["outcome"]}
     assert coded == {"mel", "nv"}  # akiec combines two diagnoses
     assert addresses[risk["performer"]["reference"]]["version"] == [{"value": "1.2.3"}]
@@ -103,10 +103,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server: Any = self.server
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        server.received.append((self.headers.get("Authorization"), json.loads(body)))
+        bundle = json.loads(body)
+        server.received.append((self.headers.get("Authorization"), bundle))
+        entries = [{"response": {"status": "201"}}] * (len(bundle["entry"]) - (server.lost or 0))
+        answer = {"resourceType": "Bundle", "type": "transaction-response", "entry": entries}
+        data = json.dumps(answer).encode() if server.lost is not None else b"<html>Log in</html>"
         self.send_response(server.status)
-        self.send_header("Content-Length", "0")
+        if server.status == 301:
+            self.send_header("Location", "/fhir/")
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -115,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Any]:
     server: Any = HTTPServer(("127.0.0.1", 0), _Handler)
-    server.received, server.status = [], 200
+    server.received, server.status, server.lost = [], 200, 0
     Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -140,6 +147,26 @@ def test_a_transaction_creates_each_resource_once(
     told = capsys.readouterr()
     assert "the server refuses the cases: HTTP 422" in told.err
     assert "secret" not in told.err + told.out
+
+
+@pytest.mark.parametrize(
+    ("status", "lost", "reason"),
+    [
+        (301, 0, "the server redirects; set url to the final address"),
+        (200, 1, "does not confirm that it stored the cases"),
+        (200, None, "does not confirm that it stored the cases"),
+    ],
+)
+def test_an_answer_that_confirms_nothing_is_no_success(
+    status: int, lost: int | None, reason: str, place: Path, server: Any, capsys: Said
+) -> None:
+    server.status, server.lost = status, lost
+    command = ["fhir", f"store={place}", f"url=http://127.0.0.1:{server.server_port}/fhir"]
+    assert main.main(command) == 2
+    told = capsys.readouterr()
+    assert reason in told.err
+    assert "sent" not in told.out
+    assert len(server.received) == 1  # the redirect is not followed
 
 
 def test_a_patient_is_searched_by_the_whole_identifier() -> None:

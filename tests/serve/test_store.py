@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -25,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
-from skinmm.predict.cases import CasePredictor
+from skinmm.predict.cases import Case, CasePredictor
 from skinmm.serve.middleware import Keys
 from skinmm.serve.store import NewCase, Store, StoreError
 
@@ -251,6 +253,26 @@ def test_a_store_that_is_gone_is_said(opened: TestClient, pictures: Path, place:
     status, problem = send(opened, jpeg_of(pictures), **RECORD)
     assert (status, "does not answer" in problem["detail"]) == (503, True)
     assert opened.get("/v1/cases").status_code == 503
+
+
+def test_a_prediction_after_the_time_limit_is_no_case(
+    service: CasePredictor, pictures: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user was told to send the lesion again, so it would be stored twice."""
+    go, predict = threading.Event(), service.predict
+
+    def predict_late(case: Case) -> dict[str, Any]:
+        go.wait(60)
+        return predict(case)
+
+    monkeypatch.setattr(service, "predict", predict_late)
+    app = application(service, seconds=0.5, store=place)
+    with client(app) as opened:
+        assert send(opened, jpeg_of(pictures), **RECORD)[0] == 503
+        go.set()
+        while app.state.queue.taken:
+            time.sleep(0.01)
+        assert opened.get("/v1/cases").json()["cases"] == []
 
 
 def test_a_kill_loses_no_case_that_was_acknowledged(both: Path, pictures: Path, place: str) -> None:

@@ -9,13 +9,14 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from micro_runs import micro_config, parts, table_cohort
+from micro_runs import micro_config, parts, table_cohort, with_model
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 
 from skinmm.config import Component, Config
 from skinmm.data.sampling import SAMPLERS, draw_epoch, shard, shard_evaluation
 from skinmm.models.checkpoint import KEY, load_card
+from skinmm.training.fold import list_warnings
 from skinmm.training.module import RowCollector, validation_metrics
 
 
@@ -143,6 +144,17 @@ def test_lightning_draws_each_epoch_as_the_sampler_says(
     for epoch in range(2):
         draw, _ = draw_epoch(data.sampler, data.training_targets, data.training_groups, 3, epoch)
         assert seen[epoch] == shard(draw, 0, 1, 16).tolist()
+
+
+def test_settings_without_effect_are_named(records: Config, tmp_path: Path) -> None:
+    config = with_model(records, drop_image=0.3, drop_columns=0.1)
+    config = replace(config, evaluation=replace(config.evaluation, cost_ratio=9.0))
+    module, data, _ = parts(config, tmp_path / "run")
+    no_findings: dict[str, list[str]] = {"warnings": [], "possible_leaks": [], "leaks": []}
+    assert list_warnings(data, module, no_findings) == [
+        "model.drop_image=0.3 has no effect with fusion=tabular_only",
+        "evaluation.cost_ratio has no effect with evaluation.threshold=sensitivity",
+    ]
 
 
 def test_a_checkpoint_of_a_run_is_plain_data(records: Config, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from skinmm.vocabulary import (
     normalise_name,
     parse_column,
     parse_numbers,
+    parse_target,
     rename_columns,
 )
 
@@ -43,7 +44,7 @@ _ALLOWED: Final = {
     "age": "years from 0 to 120",
     "sex": "female, male or empty",
     "site": f"{', '.join(SITES)}, a synonym, or empty",
-    "target": "0 or 1",
+    "target": "0 or 1, benign or malignant, no or yes",
     **dict.fromkeys(("width", "height"), "a number of pixels"),
 }
 FORMATS: Final[dict[str, tuple[str, ...]]] = {
@@ -156,9 +157,11 @@ def _parse_cells(cells: "pd.Series[Any]") -> "tuple[pd.Series[Any], pd.Series[bo
     if cells.name in CONVERTERS:
         values, mask = parse_column(cells, str(cells.name))
         return pd.Series(values, cells.index, values.dtype), pd.Series(mask, cells.index)
+    if cells.name == "target":
+        numbers = map_unique(cells, parse_target).astype("float64")
+        return numbers, cells.notna() & numbers.isna()
     numbers = pd.to_numeric(cells, errors="coerce").astype("float64")
-    is_allowed = numbers.isin((0, 1)) if cells.name == "target" else numbers > 0
-    return numbers, cells.notna() & ~is_allowed
+    return numbers, cells.notna() & ~(numbers > 0)
 
 
 def merge_companion(
