@@ -20,7 +20,10 @@ def end(status: int, reason: object) -> None:
 try:
     model, picture, *cells = sys.argv[1:]
     record = dict(item.split("=", 1) for item in cells)
-    session = onnxruntime.InferenceSession(model)
+    options = onnxruntime.SessionOptions()  # the optimiser would quantise layers kept in 32 bits
+    key = "optimization.disable_specified_optimizers"
+    options.add_session_config_entry(key, "WeightBiasQuantization")
+    session = onnxruntime.InferenceSession(model, options)
     metadata = session.get_modelmeta().custom_metadata_map
     about = {name: json.loads(text) for name, text in metadata.items()}
     columns, steps = {column["name"]: column for column in about["encoder"]}, about["preprocess"]

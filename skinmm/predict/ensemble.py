@@ -230,7 +230,12 @@ class Ensemble:
         """Calibrate each member's scores and average them."""
         parts = np.split(scores, len(self.members), axis=-1)
         outputs = [m.calibrate(part) for m, part in zip(self.members, parts, strict=True)]
-        return ModelOutput(*map(_mean_of_available, zip(*outputs, strict=True)))
+        columns = zip(*outputs, strict=True)
+        raw, calibrated, votes, ood = ([v for v in values if v is not None] for values in columns)
+        # A row without an image has no score from members with an image network.
+        score = np.ma.masked_invalid(ood).mean(0).filled(np.nan) if ood else None
+        shares = np.mean(votes, axis=0) if votes else None
+        return ModelOutput(np.mean(raw, axis=0), np.mean(calibrated, axis=0), shares, score)
 
     def unseen_cells(self, rows: Columns) -> dict[str, Bool[np.ndarray, " n"]]:
         """Return a mask per extra column: cells whose value no member was trained on."""
@@ -311,8 +316,3 @@ def _require_equal(setting: str, values: Sequence[Any]) -> None:
     if len({*values}) > 1:
         listed = " and ".join(sorted(map(str, {*values})))
         raise InputError(f"the checkpoints were trained with {setting}={listed}; use one value")
-
-
-def _mean_of_available(values: Sequence[Shaped[np.ndarray, "..."] | None]) -> Any:
-    available = [value for value in values if value is not None]
-    return np.mean(available, axis=0) if available else None

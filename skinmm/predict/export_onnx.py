@@ -21,7 +21,7 @@ number of flips and rotations of each image, which the graph encodes as one batc
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -85,8 +85,10 @@ def export(config: ExportConfig) -> list[Path]:
         paths = [path.with_suffix(f".{number}.onnx") for number in range(len(models))]
     for target in paths:
         require_output_file("out", target, overwrite=config.overwrite)
-    for model, target in zip(models, paths, strict=True):
-        write_model(model, target, config)
+    with ExitStack() as stack:  # all files appear, or none
+        partials = [stack.enter_context(atomic_write(target)) for target in paths]
+        for model, partial in zip(models, partials, strict=True):
+            write_model(model, partial, config)
     return paths
 
 
@@ -96,15 +98,14 @@ def write_model(model: CalibratedModel, path: Path, config: ExportConfig) -> dic
     Returns the precision of the image network and what it cost.
     """
     facts: dict[str, Any] = {"name": config.precision}
-    with atomic_write(path) as partial:
-        _write(model, partial)
-        _verify(model, OnnxBackend(partial), config.rows)
-        if config.precision != "fp32":
-            from skinmm.predict.quantise import describe, reduce_precision
+    _write(model, path)
+    _verify(model, OnnxBackend(path), config.rows)
+    if config.precision != "fp32":
+        from skinmm.predict.quantise import describe, reduce_precision
 
-            facts = reduce_precision(model, partial, config.precision, config.root)
-            print_line(f"{path.name}: {describe(facts)}")
-        _add_metadata(partial, {PRECISION: facts})
+        facts = reduce_precision(model, path, config.precision, config.root)
+        print_line(describe(facts))
+    _add_metadata(path, {PRECISION: facts})
     return facts
 
 

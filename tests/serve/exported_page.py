@@ -30,7 +30,6 @@ ZOO = ROOT / "skinmm" / "zoo" / "cc0.safetensors"
 
 
 needs_browser = [
-    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here"),
     pytest.mark.skipif(find_spec("playwright") is None, reason="needs skinmm[browser]"),
     pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs skinmm[onnx]"),

@@ -16,7 +16,7 @@ from skinmm.evaluation.predictions import format_sets
 from skinmm.evaluation.thresholds import ReferralBand, RiskLimit
 from skinmm.images.decode import decode
 from skinmm.predict import Predictor
-from skinmm.predict.ensemble import load_models
+from skinmm.predict.ensemble import ModelOutput, load_models
 
 
 @in_browser
@@ -111,7 +111,7 @@ def test_every_rule_of_a_decision(page: Page) -> None:
         )
         predictor.band = band
         called = p[:, 1] >= threshold
-        (decision,) = predictor.decide(called, p, sets if kind else None, ood)
+        (decision,) = predictor.decide(called, ModelOutput(p, p, sets if kind else None, ood))
         assert result["decision"] == decision, (changed, output)
         assert "|".join(result["prediction_set"]) == (
             format_sets(sets, predictor.classes)[0] if kind else ""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from exported_page import ZOO, Page, Server, encoded, images, in_browser, lesion
+from PIL import Image
 
 from skinmm.config.commands import ExportConfig
 from skinmm.data.lesion_finder import LesionFinder
@@ -70,12 +71,19 @@ def fill_in(page: Page, file: Path) -> None:
 @in_browser
 def test_unusable_images_are_refused_by_name(page: Page, tmp_path: Path) -> None:
     whole = images()["JPEG turned 1"]
+    coloured = encoded(lesion(64, 64).quantize(16), "PNG")
+    entry = coloured.index(b"PLTE") + 4
+    black = Image.new("RGB", (64, 64))
     bad = {
+        "the PNG is damaged": coloured[:entry] + b"\xff\0\xff" + coloured[entry + 3 :],
+        "single colour": encoded(black, "JPEG"),
+        "shows no lesion": encoded(black, "PNG"),
+        "too few: each side needs 16": encoded(lesion(40, 15), "PNG"),
         "ends early": whole[: len(whole) // 2],
         "not a JPEG, PNG": b"hello",
         "DICOM": bytes(128) + b"DICM",
         "CMYK": encoded(lesion(64, 64).convert("CMYK"), "JPEG"),
-        "the PNG is damaged": images()["PNG"][:5000],
+        "or ends early: take": images()["PNG"][:5000],
         "cannot read HEIC": b"\0\0\0\x18ftypheic" + bytes(100),
         "megapixels": whole.replace(b"\x08\x01\xc9\x01\x2d", b"\x08\xff\xff\xff\xff", 1),
     }
@@ -91,6 +99,30 @@ def test_unusable_images_are_refused_by_name(page: Page, tmp_path: Path) -> None
     page.tab.get_by_label("Age, years").fill("1,234")
     page.tab.get_by_role("button", name="Analyse this lesion").click()
     page.tab.get_by_text("age: '1,234' is not a number from 0 to 120").wait_for(timeout=60_000)
+
+
+@in_browser
+def test_a_result_is_removed_with_the_inputs_that_it_belongs_to(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "lesion.jpg"
+    file.write_bytes(images()["JPEG turned 1"])
+
+    def analyse() -> None:
+        page.tab.set_input_files("#file", str(file))
+        page.tab.get_by_role("button", name="Analyse this lesion").click()
+        page.tab.locator(".result").wait_for(timeout=60_000)
+
+    analyse()
+    page.tab.get_by_label("Age, years").fill("50")
+    assert page.tab.locator(".result").count() == 0
+    analyse()
+    page.tab.get_by_role("button", name="Remove the image").click()
+    assert page.tab.locator(".result").count() == 0
+    # The record is changed while the image is analysed.
+    page.tab.set_input_files("#file", str(file))
+    change = "dispatchEvent(new Event('input', {bubbles: true}))"
+    page.run(f"document.querySelector('#analyse').click(); document.querySelector('[name=age]').{change}")
+    page.tab.get_by_text("Image or record were changed: analyse again.").wait_for(timeout=60_000)
+    assert page.tab.locator(".result").count() == 0
 
 
 @in_browser

@@ -5,6 +5,7 @@ const MAX_BYTES = 50e6;
 const one = (selector) => document.querySelector(selector);
 const status = (text) => { one('#status').textContent = text; };
 let chosen = null;
+let inputs = 0; // counts changes of the image and the record
 
 function percent(share) {
   const value = 100 * share;
@@ -87,12 +88,19 @@ function showRefusal(reason) {
   one('#result').replaceChildren(text);
 }
 
+// A result belongs to the image and the record that it was computed from.
+function clearResult() {
+  inputs += 1;
+  one('#result').replaceChildren();
+  status('');
+}
+
 function choose(event) {
   const [file] = event.target.files;
   if (!file) return;
   event.target.value = '';
   chosen = file;
-  one('#result').replaceChildren();
+  clearResult();
   one('#name').textContent = file.name;
   const preview = one('#preview');
   URL.revokeObjectURL(preview.src);
@@ -103,6 +111,7 @@ function choose(event) {
 
 function remove() {
   chosen = null;
+  clearResult();
   one('#name').textContent = '';
   one('#preview').hidden = true;
   one('#remove').hidden = true;
@@ -112,6 +121,8 @@ async function submit(event, model) {
   event.preventDefault();
   const button = one('#analyse');
   button.disabled = true;
+  clearResult();
+  const analysed = inputs;
   status('Analysing ...');
   await new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); }); // paint first
   try {
@@ -120,6 +131,10 @@ async function submit(event, model) {
     const record = Object.fromEntries(new FormData(event.target));
     const started = performance.now();
     const result = await model.analyse(data, record);
+    if (analysed !== inputs) {
+      status('Image or record were changed: analyse again.');
+      return;
+    }
     showResult(result, model.facts);
     const answer = one('#result');
     if (answer.getBoundingClientRect().top > 0.6 * innerHeight) answer.scrollIntoView();
@@ -148,6 +163,7 @@ async function storeOffline() {
 async function start() {
   for (const input of document.querySelectorAll('input[type=file]')) input.addEventListener('change', choose);
   one('#remove').addEventListener('click', remove);
+  one('#form').addEventListener('input', (event) => { if (event.target.type !== 'file') clearResult(); });
   const isStored = await storeOffline();
   const model = await loadModel();
   one('#form').addEventListener('submit', (event) => submit(event, model));

@@ -13,6 +13,7 @@ export async function readImage(data, size, maxPixels) {
   const [height, width] = raster.extent;
   const isResized = raster.width !== size || raster.height !== size || width !== size || height !== size;
   const pixels = isResized ? resize(raster, size) : raster.pixels;
+  if (pixels.every((value, i) => value === pixels[i % 3])) throw new ImageError('the image has a single colour, so it shows no lesion');
   const turned = raster.orientation >= 5;
   const [shownWidth, shownHeight] = raster.full ?? [raster.width, raster.height];
   return {

@@ -3,7 +3,10 @@
 
 export class ImageError extends Error {}
 
+const MIN_SIDE = 16;
+
 export function checkSize(width, height, maxPixels) {
+  if (Math.min(width, height) < MIN_SIDE) refuse(`${width} x ${height} pixels are too few: each side needs ${MIN_SIDE}`);
   if (width * height > maxPixels) refuse(`the image has ${width} x ${height} pixels, the limit is ${Math.floor(maxPixels / 1e6)} megapixels`);
 }
 

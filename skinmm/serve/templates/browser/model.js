@@ -4,6 +4,9 @@ import { readImage } from './image.js';
 
 const EMPTY = new Set(['', '-', '?', 'na', 'n/a', 'nan', 'none', 'null', 'unk', 'unknown', 'not known']);
 
+// The optimiser would quantise the layers that a file keeps in 32 bits.
+const SESSION = { executionProviders: ['wasm'], extra: { optimization: { disable_specified_optimizers: 'WeightBiasQuantization' } } };
+
 export async function fetchChecked(name, integrity) {
   const answer = await fetch(name, integrity ? { integrity } : {});
   if (!answer.ok) throw new Error(`${name}: the server answered ${answer.status}`);
@@ -18,7 +21,7 @@ export async function loadModel() {
   const members = [];
   for (const member of facts.members) {
     const network = new Uint8Array(await (await fetchChecked(member.file, member.integrity)).arrayBuffer());
-    members.push({ ...member, session: await ort.InferenceSession.create(network, { executionProviders: ['wasm'] }) });
+    members.push({ ...member, session: await ort.InferenceSession.create(network, SESSION) });
   }
   return { facts, analyse: (data, record) => analyse(facts, members, data, record) };
 }

@@ -33,6 +33,19 @@ export async function decodePng(data, maxPixels) {
   return { pixels, width, height, extent: [height, width], orientation };
 }
 
+const REMAINDERS = Int32Array.from({ length: 256 }, (_, byte) => {
+  let rest = byte;
+  for (let bit = 0; bit < 8; bit += 1) rest = rest & 1 ? (rest >>> 1) ^ 0xedb88320 : rest >>> 1;
+  return rest;
+});
+
+// CRC-32 of bytes (annex D of the standard).
+function checksum(bytes) {
+  let rest = -1;
+  for (let i = 0; i < bytes.length; i += 1) rest = REMAINDERS[(rest ^ bytes[i]) & 255] ^ (rest >>> 8);
+  return ~rest >>> 0;
+}
+
 function readChunks(data) {
   const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
   const result = { header: null, palette: null, orientation: 1, parts: [] };
@@ -41,6 +54,7 @@ function readChunks(data) {
     const end = at + 8 + view.getUint32(at);
     const name = String.fromCharCode(...data.subarray(at + 4, at + 8));
     const content = data.subarray(at + 8, end);
+    if (view.getUint32(end) !== checksum(data.subarray(at + 4, end))) throw new ImageError(DAMAGED);
     if (name === 'IHDR' && content.length === 13) result.header = new DataView(content.buffer, content.byteOffset, 13);
     if (name === 'PLTE') { result.palette = new Uint8Array(768); result.palette.set(content); }
     if (name === 'IDAT') result.parts.push(content);
