@@ -27,8 +27,8 @@ from skinmm.config import (
     ModelConfig,
     OptimizerConfig,
 )
-from skinmm.config.federated_commands import FederateSimulateConfig
 from skinmm.config.outputs import LoggerConfig, ReportConfig
+from skinmm.config.remote_commands import FederateSimulateConfig
 from skinmm.config.schema import TrainerConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
 from skinmm.evaluation.metrics import evaluate

@@ -1,10 +1,9 @@
 """Rate, AUROC, calibration and decisions of a checkpoint in 32 bits, 16 bits and int8.
 
-    python benchmarks/quantise.py CHECKPOINT [ROOT]
+    python benchmarks/quantise.py CHECKPOINT [ROOT] [BITS OF THE WEIGHTS]
 
-The test part of the checkpoint's cohort is measured; the rates alternate between the files in one
-process on one core, median of 40 images each.
-
+Validation and test part of the checkpoint's cohort are measured; the rates alternate between the
+two files in one process on one core, median of 40 images each.
 """
 
 import sys
@@ -15,13 +14,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from skinmm.errors import InputError
-from skinmm.predict import quantise
+from skinmm.predict import quantise, quantiser
 from skinmm.predict.backends import OnnxBackend
 from skinmm.predict.ensemble import CalibratedModel, load_models
 from skinmm.predict.export_onnx import _write
 
 ROUNDS = 40
+PARTS = ("val", "test")
 
 
 def measure_rates(files: dict[str, Path], size: int, record: int | None) -> dict[str, float]:
@@ -41,36 +40,45 @@ def measure_rates(files: dict[str, Path], size: int, record: int | None) -> dict
 def measure(model: CalibratedModel, root: str | None) -> None:
     """Print the table of a checkpoint."""
     data = quantise._load_data(model, "int8", root)
+    width = model.encoder.dim if "record" in model.inputs else None
+    size = model.view.size if model.view else 0
     with TemporaryDirectory() as folder:
-        files = {name: Path(folder, f"{name}.onnx") for name in ("fp32", "fp16", "int8")}
-        _write(model, files["fp32"])
-        layers = {"fp32": "-"}
-        for name in ("fp16", "int8"):
-            files[name].write_bytes(files["fp32"].read_bytes())
-            try:
-                facts = quantise.reduce_precision(model, files[name], name, root)
-                layers[name] = str(len(facts["layers_in_32_bits"]))
-                print(quantise.describe(facts), flush=True)
-            except InputError as error:
-                print(error, flush=True)
-                del files[name]
-        width = model.encoder.dim if "record" in model.inputs else None
-        size = model.view.size if model.view else 0
-        rates = measure_rates(files, size, width)
-        before = quantise.measure(model, OnnxBackend(files["fp32"]), data, "test")
-        print("| file | MB | layers in 32 bits | ms an image | AUROC | ECE | equal decisions |")
-        print("|---|---|---|---|---|---|---|")
-        for name, path in files.items():
-            after = quantise.measure(model, OnnxBackend(path), data, "test")
-            equal = (before.decisions == after.decisions).mean()
-            print(
-                f"| {name} | {path.stat().st_size / 1e6:.1f} | {layers[name]} | {rates[name]:.1f} "
-                f"| {after.auroc:.4f} | {after.ece:.4f} | {equal:.1%} of {len(after.decisions)} |",
-                flush=True,
-            )
+        plain, smaller = Path(folder, "fp32.onnx"), Path(folder, "smaller.onnx")
+        _write(model, plain)
+        backend = OnnxBackend(plain)
+        expected = {part: quantise.compute_scores(model, backend, data, part) for part in PARTS}
+        before = {part: quantise.measure(model, expected[part], data, part) for part in PARTS}
+        print(
+            "| file | layers in 32 bits | MB | ms, fp32 | ms | AUROC | ECE | equal decisions | ",
+            end="",
+        )
+        print("AUROC, test | ECE, test | equal decisions, test |")
+        print("|" + "---|" * 11)
+        for name in ("fp32", "fp16", "int8"):
+            smaller.write_bytes(plain.read_bytes())
+            candidates = quantise._write_candidates(model, plain, smaller, name, data)
+            for layers in [[]] if name == "fp32" else candidates:
+                backend = OnnxBackend(smaller)
+                scores = {
+                    part: quantise.compute_scores(model, backend, data, part) for part in PARTS
+                }
+                scale = 1.0
+                if model.ood_detector:
+                    scale = quantise.fit_ood_scale(*(s["val"][:, -1] for s in (expected, scores)))
+                rates = measure_rates({"fp32": plain, name: smaller}, size, width)
+                cells = [name, str(len(layers)), f"{smaller.stat().st_size / 1e6:.1f}"]
+                cells += [f"{rates['fp32']:.1f}", f"{rates[name]:.1f}"]
+                for part in PARTS:
+                    after = quantise.measure(model, scores[part], data, part, scale)
+                    equal = (before[part].decisions == after.decisions).mean()
+                    cells += [f"{after.auroc:.4f}", f"{after.ece:.4f}", f"{equal:.1%}"]
+                print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    (loaded,) = load_models(Path(sys.argv[1]), torch.device("cpu"))
-    measure(loaded, next(iter(sys.argv[2:]), None))
+    checkpoint, *rest = sys.argv[1:]
+    (loaded,) = load_models(Path(checkpoint), torch.device("cpu"))
+    root = next((text for text in rest if not text.isdigit()), None)
+    quantiser.WEIGHT_BITS = next((int(text) for text in rest if text.isdigit()), 7)
+    measure(loaded, root)

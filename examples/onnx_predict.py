@@ -20,10 +20,8 @@ def end(status: int, reason: object) -> None:
 try:
     model, picture, *cells = sys.argv[1:]
     record = dict(item.split("=", 1) for item in cells)
-    options = onnxruntime.SessionOptions()  # the optimiser would quantise layers kept in 32 bits
-    key = "optimization.disable_specified_optimizers"
-    options.add_session_config_entry(key, "WeightBiasQuantization")
-    session = onnxruntime.InferenceSession(model, options)
+    # The optimiser would quantise layers that the file keeps in 32 bits.
+    session = onnxruntime.InferenceSession(model, disabled_optimizers=["WeightBiasQuantization"])
     metadata = session.get_modelmeta().custom_metadata_map
     about = {name: json.loads(text) for name, text in metadata.items()}
     columns, steps = {column["name"]: column for column in about["encoder"]}, about["preprocess"]

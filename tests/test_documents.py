@@ -12,8 +12,8 @@ from quick_runs import ROOT
 
 from skinmm.cli import main as cli
 from skinmm.cli.compose import CONF
-from skinmm.config import clinic_commands, data_commands, federated_commands, outputs, schema
 from skinmm.config import commands as commands_schema
+from skinmm.config import data_commands, outputs, remote_commands, schema
 
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT: Final = {page: page.read_text(encoding="utf-8") for page in PAGES}
@@ -51,9 +51,7 @@ def settings(schema: object, prefix: str = "") -> Iterator[str]:
 
 KNOWN: Final = {
     key
-    for module in (
-        *(schema, commands_schema, clinic_commands, data_commands, federated_commands, outputs),
-    )
+    for module in (*(schema, commands_schema, data_commands, remote_commands, outputs),)
     for name, item in vars(module).items()
     if name.endswith("Config") and is_dataclass(item)
     for key in settings(item())  # type: ignore[operator]

@@ -21,10 +21,9 @@ from skinmm.cli.hydra_app import changed_environment, refuse, run_cli, run_hydra
 from skinmm.cli.overrides import FLAGS, quote, quote_list
 from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
-from skinmm.config import clinic_commands as clinic
 from skinmm.config import commands as schemas
 from skinmm.config import data_commands as data_schemas
-from skinmm.config import federated_commands as federated
+from skinmm.config import remote_commands as remote
 from skinmm.config.cores import prepare_threads
 from skinmm.config.outputs import PushConfig
 from skinmm.config.registry import load_plugins
@@ -67,9 +66,9 @@ _COMMANDS: Final = (
     ),
     Command("export", schemas.ExportConfig, "skinmm.cli.commands:run_export"),
     Command("push", PushConfig, "skinmm.predict.hub:push"),
-    Command("dicom-sr", clinic.DicomConfig, "skinmm.predict.dicom_sr:write_results"),
-    Command("dicomweb", clinic.DicomwebConfig, "skinmm.serve.dicomweb:exchange"),
-    Command("fhir", clinic.FhirConfig, "skinmm.serve.fhir:export_cases"),
+    Command("dicom-sr", remote.DicomConfig, "skinmm.predict.dicom_sr:write_results"),
+    Command("dicomweb", remote.DicomwebConfig, "skinmm.serve.dicomweb:exchange"),
+    Command("fhir", remote.FhirConfig, "skinmm.serve.fhir:export_cases"),
     Command("serve", schemas.ServeConfig, "skinmm.serve.run:serve"),
     Command("feedback", schemas.FeedbackConfig, "skinmm.cli.commands:run_feedback", draws=True),
     Command("report", schemas.ReportPageConfig, "skinmm.cli.commands:run_report", draws=True),
@@ -91,21 +90,21 @@ _COMMANDS: Final = (
     Command("pack-spark", data_schemas.PackSparkConfig, "skinmm.cli.commands:run_pack"),
     Command(
         "federate simulate",
-        federated.FederateSimulateConfig,
+        remote.FederateSimulateConfig,
         "skinmm.federated:simulate",
         config_name="config",
         usage="  skinmm federate simulate data=ham10000 data.root=DIR data.split=source rounds=10",
     ),
     Command(
         "federate server",
-        federated.FederateServerConfig,
+        remote.FederateServerConfig,
         "skinmm.federated:serve",
         config_name="config",
         usage="""\
   skinmm federate server rounds=10 min_clients=3 model=effnet_b0 host=0.0.0.0 \\
     certificate=server.pem private_key=server.key clients=centres.txt""",
     ),
-    Command("federate client", federated.FederateClientConfig, "skinmm.federated:take_part"),
+    Command("federate client", remote.FederateClientConfig, "skinmm.federated:take_part"),
 )
 COMMANDS: Final = {command.name: command for command in _COMMANDS}
 

@@ -28,7 +28,7 @@ def require_private(url: str, refusal: str) -> None:
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"url={parts.scheme}://...: must start with https://")
+        raise InputError("url must start with https://, or http:// for this machine")
     if parts.username or parts.password or parts.query:
         raise InputError(refusal)
     if parts.scheme == "http" and not is_loopback(parts.hostname):

@@ -12,7 +12,7 @@ import yaml
 
 from skinmm.config import Config, DataConfig, from_mapping
 from skinmm.config.addresses import is_loopback
-from skinmm.config.federated_commands import (
+from skinmm.config.remote_commands import (
     SHARED,
     FederateClientConfig,
     FederateServerConfig,

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from skinmm.config import Config, to_mapping
-from skinmm.config.federated_commands import FederationConfig
+from skinmm.config.remote_commands import FederationConfig
 from skinmm.config.schema import WEIGHTS
 from skinmm.data.cohorts import list_positive_classes
 from skinmm.data.cohorts.targets import BINARY, sort_key

@@ -16,8 +16,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from skinmm.config import Config, from_mapping
-from skinmm.config.federated_commands import FederateClientConfig
 from skinmm.config.outputs import LoggerConfig
+from skinmm.config.remote_commands import FederateClientConfig
 from skinmm.data.cohorts import list_positive_classes
 from skinmm.data.datamodule import LesionData
 from skinmm.data.record import RecordEncoder

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import UInt64
 
 from skinmm.config import Config, DataConfig, keys_with
-from skinmm.config.federated_commands import FederateClientConfig
+from skinmm.config.remote_commands import FederateClientConfig
 from skinmm.config.schema import FEWEST
 from skinmm.data.audit import compute_fingerprints
 from skinmm.data.datamodule import LesionData

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import (
     FedProx,
 )
 
-from skinmm.config.federated_commands import FederationConfig
+from skinmm.config.remote_commands import FederationConfig
 from skinmm.errors import InputError, format_count
 from skinmm.federated.agreement import Federation, greet, read_reason, start
 from skinmm.federated.arrays import Layout, cast_record, find_problem

@@ -181,7 +181,8 @@ def _require_elements(dataset: Dataset, *names: str) -> None:
 def _read_geometry(dataset: Dataset) -> tuple[int, Size]:
     """Return the number of frames and (height, width)."""
     if "PixelData" not in dataset:
-        kind = "floating-point pixels" if "Rows" in dataset else "no pixels"
+        is_float = "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
+        kind = "floating-point pixels" if is_float else "no pixels"
         raise DecodeError(
             f"the DICOM file has {kind} (Modality {str(dataset.get('Modality'))[:16]}): "
             "leave it out, or give the file with the photograph"

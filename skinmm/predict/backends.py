@@ -19,6 +19,8 @@ KEY: Final = "checkpoint"
 """Metadata entry of an exported model: SHA-256 of its checkpoint."""
 PRECISION: Final = "precision"
 """Metadata entry of an exported model: arithmetic of its image network, and what it cost."""
+OOD_SCALE: Final = "ood_scale"
+"""Entry of the precision: factor of the out-of-distribution score that reduced precision needs."""
 OUTPUTS: Final = ("log_probabilities", "features")
 
 Image = UInt8[np.ndarray, "b *views size size 3"] | None
@@ -43,6 +45,7 @@ class TorchBackend:
 
     name: Final = "torch"
     concurrency: Final = 1
+    ood_scale: Final = 1.0
 
     def __init__(self, network: Network, views: int) -> None:
         reuse_freed_memory()
@@ -80,6 +83,7 @@ class OnnxBackend:
         accepts_missing_image: whether the network was trained with rows without an image.
         concurrency: batches to run at the same time.
         metadata: metadata of the file, see `skinmm.predict.export_onnx`.
+        ood_scale: factor of the out-of-distribution score of its features.
     """
 
     name: Final = "onnx"
@@ -107,6 +111,7 @@ class OnnxBackend:
             raise InputError(f"{path}: not an exported model, or damaged ({reason})") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.metadata = {name: json.loads(text) for name, text in metadata.items()}
+        self.ood_scale = float(read_precision(self).get(OOD_SCALE, 1.0))
         self._inputs = {node.name for node in self._session.get_inputs()}
         accepts = self.metadata.get("accepts_missing_image", "shown" in self._inputs)
         self.accepts_missing_image = bool(accepts)

@@ -75,7 +75,7 @@ class CasePredictor:
         self.reference = members[0].card.inputs
 
     def predict(self, case: Case) -> dict[str, Any]:
-        """Predict one case, with the columns of `predict.py`."""
+        """Predict one case, with the columns of `predict.py`; a case without inputs is an error."""
         files, cells = {}, []
         for number, image in enumerate(case.images):
             name = str(number + 1) if self.has_views else "image"
@@ -84,7 +84,11 @@ class CasePredictor:
         row = {**case.record, "image": SEPARATOR.join(cells)}
         if self.has_views:
             row["view"] = SEPARATOR.join(image.view for image in case.images)
-        return self.predict_table([row], files)[0]
+        prediction = self.predict_table([row], files)[0]
+        inputs = {*self.predictor.columns, *({"image"} & self.predictor.inputs)}
+        if not prediction["error"] and inputs <= {*prediction["missing"]}:
+            prediction["error"] = "nothing to predict from: choose an image or enter a value"
+        return prediction
 
     def predict_table(
         self, rows: Sequence[Mapping[str, str]], files: Mapping[str, bytes]
@@ -182,6 +186,7 @@ def _to_table(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
 
 def build_card(predictor: Predictor, members: Sequence[CalibratedModel]) -> dict[str, Any]:
     """Return the model card of a predictor as plain data."""
+    band = predictor.band
     return {
         "skinmm": __version__,
         "intended_use": NOTICE,
@@ -193,6 +198,7 @@ def build_card(predictor: Predictor, members: Sequence[CalibratedModel]) -> dict
         "images": predictor.ensemble.max_views if predictor.ensemble.has_views else 1,
         "threshold": predictor.threshold,
         "referral": predictor.referral,
+        "band": band and {"low": band.low.value, "high": band.high.value},
         "members": [
             {
                 "sha256": member.digest,

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from skinmm import __version__
 from skinmm.config.checkpoints import find_checkpoints
-from skinmm.config.clinic_commands import DicomConfig
+from skinmm.config.remote_commands import DicomConfig
 from skinmm.errors import InputError, print_error, print_line, require_new_output
 from skinmm.images.source import Source
 from skinmm.predict.cases import NOTICE, Case, CasePredictor

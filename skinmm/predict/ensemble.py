@@ -160,6 +160,7 @@ class CalibratedModel:
         record = self.encoder.transform(rows) if "record" in self.inputs else None
         log_probabilities, features = self.backend(images, record, has_image)
         ood = self.ood_detector.score(features) if self.ood_detector else np.zeros(len(has_image))
+        ood *= self.backend.ood_scale
         if "image" in self.inputs:
             # The score was fitted on validation rows with images.
             ood[~has_image.reshape(len(ood), -1).any(axis=1)] = np.nan

@@ -9,42 +9,32 @@ out-of-distribution score always stay in 32 and 64 bits.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float64, Shaped
 
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError, print_error
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
-from skinmm.predict.backends import HasImage, Image, OnnxBackend, Record, make_feed
+from skinmm.evaluation.referral import SHARE
+from skinmm.predict.backends import OOD_SCALE, OnnxBackend
 from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.predictor import Predictor
+from skinmm.predict.quantiser import Quantiser, load_batches, scale_ood, write_half
 
 MAX_AUROC_LOSS: Final = 0.002
 MAX_ERROR_GAIN: Final = 0.005
 """Of the expected calibration error."""
 MIN_EQUAL: Final = 0.99
 """Share of decisions that stay."""
-CALIBRATION_IMAGES: Final = 200
-PROBED_IMAGES: Final = 16
-"""Images on which the layers are ranked."""
-_LAYERS: Final = ("Conv", "Gemm", "MatMul")
-_AROUND: Final = (
-    *("Add", "Mul", "Clip", "Relu", "Sigmoid", "HardSigmoid", "LeakyRelu", "Pad"),
-    *("Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean"),
-)
-_Batch = tuple[Image, Record, HasImage]
 
 
 class Quality(NamedTuple):
-    """AUROC, expected calibration error and decisions of an exported file on validation."""
+    """AUROC, expected calibration error and decisions of an exported file."""
 
     auroc: float
     ece: float
@@ -59,21 +49,27 @@ def reduce_precision(
     A file that costs more than the limits of this module is refused.
     """
     data = _load_data(model, precision, root)
-    before = measure(model, OnnxBackend(path), data)
+    expected = compute_scores(model, OnnxBackend(path), data)
+    before = measure(model, expected, data)
     with TemporaryDirectory() as folder:
         smaller = Path(folder, "smaller.onnx")
         for layers in _write_candidates(model, path, smaller, precision, data):
-            after = measure(model, OnnxBackend(smaller), data)
+            scores = compute_scores(model, OnnxBackend(smaller), data)
+            scale = fit_ood_scale(expected[:, -1], scores[:, -1]) if model.ood_detector else 1.0
+            after = measure(model, scores, data, scale=scale)
             facts = _compare(before, after) | {"name": precision, "layers_in_32_bits": layers}
             text = describe(facts)
             if is_accepted(facts):
+                if model.ood_detector:
+                    scale_ood(smaller, scale)
                 path.write_bytes(smaller.read_bytes())
-                return facts
+                return facts | {OOD_SCALE: scale}
             print_error(f"not accepted: {text}")
+    other = "precision=fp16 or " if precision == "int8" else ""
     raise InputError(
         f"precision={precision} costs too much: {text}; at most {MAX_AUROC_LOSS} AUROC and "
         f"{MAX_ERROR_GAIN} calibration error may be lost, {MIN_EQUAL:.0%} of decisions must be "
-        "equal; nothing was written; use precision=fp32"
+        f"equal; nothing was written; use {other}precision=fp32"
     )
 
 
@@ -129,28 +125,35 @@ def _load_data(model: CalibratedModel, precision: str, root: str | None) -> Lesi
     return data
 
 
-def _load(data: LesionData, part: str, rows: int | None = None) -> Iterator[_Batch]:
-    """Load the batches of a part, or of a random sample of its rows."""
-    chosen = None
-    if rows is not None:
-        count = len(data.rows(part))
-        chosen = np.random.default_rng(0).permutation(count)[:rows]
-    for batch in data.evaluation_loader(part, chosen):
-        image = batch["image"].numpy()
-        record = batch["record"].numpy() if "record" in batch else None
-        has_image = batch.get("has_image", torch.ones(len(image), dtype=torch.bool)).numpy()
-        yield np.moveaxis(image, -3, -1), record, has_image
-
-
-def measure(
+def compute_scores(
     model: CalibratedModel, backend: OnnxBackend, data: LesionData, part: str = "val"
-) -> Quality:
-    """Evaluate a file on a part of a cohort."""
-    outputs = [backend(*batch) for batch in _load(data, part)]
+) -> Float64[np.ndarray, "n width"]:
+    """Return the log-probabilities of a part of a cohort, and the unscaled OOD score."""
+    outputs = [backend(*batch) for batch in load_batches(data, part)]
     log_probabilities, features = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     detector = model.ood_detector
     ood = detector.score(features) if detector else np.zeros(len(features))
-    scores = np.hstack([log_probabilities.astype(np.float64), ood[:, None]])
+    return np.hstack([log_probabilities.astype(np.float64), ood[:, None]])
+
+
+def fit_ood_scale(expected: Float64[np.ndarray, " n"], actual: Float64[np.ndarray, " n"]) -> float:
+    """Return the factor of the OOD scores of a file that restores their limit.
+
+    The score divides by variances of features, some tiny, so that reduced precision increases it,
+    in some networks a hundredfold.
+    """
+    return float(np.quantile(expected, SHARE) / np.quantile(actual, SHARE))
+
+
+def measure(
+    model: CalibratedModel,
+    scores: Float64[np.ndarray, "n width"],
+    data: LesionData,
+    part: str = "val",
+    scale: float = 1.0,
+) -> Quality:
+    """Evaluate the scores of a part of a cohort; `scale` multiplies the OOD score."""
+    scores = np.hstack([scores[:, :-1], scale * scores[:, -1:]])
     predictor = Predictor([model])
     output = model.calibrate(scores)
     probabilities = output.calibrated
@@ -177,7 +180,7 @@ def _write_candidates(
 ) -> Iterator[list[str]]:
     """Write files with an increasing number of 32-bit layers; yield the names of these layers."""
     if precision == "fp16":
-        _write_half(path, smaller)
+        write_half(path, smaller)
         yield []
         return
     quantiser = Quantiser(path, smaller, model, data)
@@ -189,122 +192,3 @@ def _write_candidates(
         quantiser.write(exclude=ranking[:count])
         yield ranking[:count]
         count *= 2
-
-
-def _write_half(path: Path, smaller: Path) -> None:
-    """Write a file with weights in 16 bits and arithmetic in 32 bits."""
-    import onnx
-    from onnx import numpy_helper
-
-    model = onnx.load(path)
-    nodes = find_image_nodes(onnx.shape_inference.infer_shapes(model).graph)
-    names = {name for node in nodes if node.op_type in _LAYERS for name in node.input}
-    for tensor in model.graph.initializer:
-        if tensor.name in names and tensor.data_type == onnx.TensorProto.FLOAT:
-            half = f"{tensor.name}_16_bits"
-            to = onnx.TensorProto.FLOAT
-            cast = onnx.helper.make_node("Cast", [half], [tensor.name], f"{half}_cast", to=to)
-            values = numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(numpy_helper.from_array(values, half))
-            model.graph.node.insert(0, cast)
-    onnx.save(model, smaller)
-
-
-class Quantiser:
-    """Quantiser of an exported image network; the ranges of its activations are measured once."""
-
-    def __init__(self, path: Path, smaller: Path, model: CalibratedModel, data: LesionData) -> None:
-        import onnx
-
-        self._path, self._smaller, self._data = path, smaller, data
-        self._model = onnx.shape_inference.infer_shapes(onnx.load(path))
-        self._nodes = find_image_nodes(self._model.graph)
-        self.layers = [node.name for node in self._nodes if node.op_type in _LAYERS]
-        if not self.layers:
-            raise InputError(f"precision=int8: {model.config.model.name} has no layer to quantise")
-        self._ranges = self._read_ranges()
-
-    def _read_ranges(self) -> Any:
-        from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
-
-        operators = sorted({node.op_type for node in self._nodes})
-        with TemporaryDirectory() as folder:
-            calibrator = create_calibrator(
-                self._path,
-                operators,
-                str(Path(folder, "observed.onnx")),
-                CalibrationMethod.MinMax,
-                extra_options={"symmetric": False},
-            )
-            feeds = self._feeds(_load(self._data, "train", CALIBRATION_IMAGES))
-            for feed in feeds:
-                reader = SimpleNamespace(get_next=partial(next, iter([feed]), None))
-                calibrator.collect_data(reader)
-            return calibrator.compute_data()
-
-    def _feeds(self, batches: Iterator[_Batch]) -> Iterator[dict[str, Any]]:
-        """Yield the inputs of single rows: a step of the calibrator keeps all activations."""
-        names = {node.name for node in self._model.graph.input}
-        for batch in batches:
-            inputs = make_feed(names, *batch)
-            for row in range(len(batch[-1])):
-                yield {name: value[row : row + 1] for name, value in inputs.items()}
-
-    def write(self, only: str | None = None, exclude: list[str] | None = None) -> None:
-        """Write the file with one layer quantised, or with all layers except the excluded ones."""
-        import onnx
-        from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
-        nodes = [only] if only else [node.name for node in self._nodes]
-        quantiser = QDQQuantizer(
-            model,
-            per_channel=True,
-            reduce_range=True,  # 7-bit weights: without VNNI, sums of products in 8 bits overflow
-            weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
-            tensors_range=self._ranges,
-            nodes_to_quantize=nodes,
-            nodes_to_exclude=exclude or [],
-            op_types_to_quantize=sorted({node.op_type for node in self._nodes}),
-            extra_options={},
-        )
-        quantiser.quantize_model()
-        model = quantiser.model.model
-        del model.metadata_props[:]  # the quantiser adds entries
-        model.metadata_props.extend(self._model.metadata_props)
-        onnx.save(model, self._smaller)
-
-    def rank_layers(self) -> list[str]:
-        """Return the layers by descending change of the output if quantised alone."""
-        batches = list(_load(self._data, "train", PROBED_IMAGES))
-        expected = self._run(OnnxBackend(self._path), batches)
-        changes = {}
-        for name in self.layers:
-            self.write(only=name)
-            actual = self._run(OnnxBackend(self._smaller), batches)
-            changes[name] = float(np.square(actual - expected).mean())
-        return sorted(changes, key=lambda name: -changes[name])
-
-    @staticmethod
-    def _run(backend: OnnxBackend, batches: list[_Batch]) -> Float32[np.ndarray, "n classes"]:
-        return np.concatenate([backend(*batch)[0] for batch in batches])
-
-
-def find_image_nodes(graph: Any) -> list[Any]:
-    """Return the nodes of the image network that compute with pixels in 32 bits."""
-    from onnx import TensorProto
-
-    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
-    pixels, nodes = {"image"}, list[Any]()
-    for node in graph.node:
-        if node.op_type == "Shape" or not pixels.intersection(node.input):
-            continue
-        is_float = kinds.get(node.output[0]) == TensorProto.FLOAT
-        is_in_network = node.name.startswith("/image") and (nodes or node.op_type in _LAYERS)
-        if is_in_network and is_float and node.op_type in (*_LAYERS, *_AROUND):
-            nodes.append(node)
-        pixels.update(node.output)
-    return nodes

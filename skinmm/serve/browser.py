@@ -163,7 +163,6 @@ def digest(path: Path) -> str:
 
 def describe(predictor: Predictor, card: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts that the page needs for its form and for decisions."""
-    band = predictor.band
     rule = predictor.call.score(np.eye(len(predictor.classes)))  # it is linear
     calibrations = [member["calibration"] for member in card["members"]]
     sets = card["members"][0]["prediction_sets"]
@@ -173,13 +172,15 @@ def describe(predictor: Predictor, card: Mapping[str, Any]) -> dict[str, Any]:
         "classes": predictor.classes,
         "positive": predictor.positive,
         "threshold": predictor.threshold,
-        "band": band and {"low": band.low.value, "high": band.high.value},
+        "band": card["band"],
         "min_votes": MIN_VOTES,
         "call": None if tuple(predictor.classes) == BINARY else rule.tolist(),
         "has_calibration": any(calibrations),
         "is_calibrated": all(calibrations),
         "coverage": sets and sets["coverage"],
-        "groups": [group["last"] for group in list_groups(card)],
+        "groups": [
+            {key: group[key] for key in ("last", "low", "high")} for group in list_groups(card)
+        ],
         "has_image": "image" in predictor.inputs,
         "needs_image": predictor.needs_image,
         "max_pixels": MAX_PIXELS,

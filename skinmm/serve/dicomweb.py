@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from skinmm.config.addresses import require_private
 from skinmm.config.checkpoints import announce_included, find_checkpoints
-from skinmm.config.clinic_commands import DicomwebConfig
+from skinmm.config.remote_commands import DicomwebConfig
 from skinmm.errors import InputError, one_line, print_error, print_line
 from skinmm.images.source import Source
 from skinmm.predict.cases import CasePredictor
@@ -76,20 +76,23 @@ def exchange(config: DicomwebConfig) -> int:
     predictor = CasePredictor(config, checkpoints)
     require_single_rows(predictor.predictor.ensemble.members, "skinmm dicomweb")
     store = Store.open(config.store)
+    store.lock()
     outbox = Outbox(store)
     model = register_model(predictor, store)
     if config.parked:
         outbox.restart_parked()
     worker = _Worker(config, server, predictor, outbox, model)
+    counts = None
     while True:
         is_available = worker.run()
+        before, counts = counts, outbox.count()
+        if counts != before:
+            text = ", ".join(f"{count} {state}" for state, count in counts.items())
+            print_line(f"images: {text} (in all, store: {hide_password(config.store)})")
         if config.watch is None:
             break
         sleep(config.watch)
-    counts = outbox.count()
     store.close()
-    text = ", ".join(f"{count} {state}" for state, count in counts.items())
-    print_line(f"images: {text} (store: {hide_password(config.store)})")
     return 0 if is_available and counts == {**counts, PARKED: 0, "ready": 0} else 3
 
 
@@ -206,19 +209,28 @@ class Server:
         session.cert = config.client_certificate
         self._client = DICOMwebClient(config.url, session, timeout=config.timeout)
         self._client.set_http_retry_params(retry=False)
-        self._config = config
+        self._filters, self._modalities = config.filters or {}, config.modality
+        if not isinstance(self._filters, dict):
+            raise InputError(f"filters={self._filters}: must be pairs, as {{StudyDate: 20261101-}}")
 
     def find(self) -> Iterator[Image]:
         """Find the images of the modalities."""
-        for modality in self._config.modality:
-            filters = {**self._config.filters, "Modality": modality}
-            search = partial(self._client.search_for_instances, search_filters=filters)
-            for row in self._call("search", partial(search, get_remaining=True)):
-                uids = [(row.get(key, {}).get("Value") or [""])[0] for key in _IMAGE_KEYS]
-                if all(uids):
-                    yield Image(*map(str, uids))
-                else:
-                    print_error(f"search: an answer without UID is skipped: {uids}")
+        for modality in self._modalities:
+            filters, start, last = {**self._filters, "Modality": modality}, 0, list[Image]()
+            while images := self._call("search", partial(self._search, filters, start)):
+                if images == last:  # the server does not answer page by page
+                    break
+                yield from (image for image in images if all(image))
+                if missing := sum(not all(image) for image in images):
+                    print_error(f"search: {missing} of {len(images)} answers have no UID: skipped")
+                start, last = start + len(images), images
+
+    def _search(self, filters: dict[str, Any], start: int) -> list[Image]:
+        rows = self._client.search_for_instances(search_filters=filters, offset=start)
+        return [
+            Image(*(str((row.get(key, {}).get("Value") or [""])[0]) for key in _IMAGE_KEYS))
+            for row in rows
+        ]
 
     def read(self, image: Image) -> tuple[bytes, str]:
         """Return the stored file of an image, and its manufacturer."""
@@ -272,24 +284,32 @@ class Server:
         except requests.HTTPError as error:
             status = error.response.status_code
             if status in _UNAUTHORISED:
-                raise UnavailableError(
-                    f"{action}: HTTP {status}, the token is missing, wrong or expired: renew "
-                    f"{TOKEN_FILE}"
-                ) from error
+                raise UnavailableError(f"{action}: HTTP {status}, {_advise_token()}") from error
             is_refused = status not in _RETRIED and action != "search"
             kind = RefusedError if is_refused else failure
-            raise kind(f"{action}: HTTP {status} {error.response.reason}") from error
+            hint = "; check url" if action == "search" and status not in _RETRIED else ""
+            raise kind(f"{action}: HTTP {status} {error.response.reason}{hint}") from error
         except requests.TooManyRedirects as error:
             raise UnavailableError(
                 f"{action}: the server redirects; set url to the final address"
             ) from error
         except requests.RequestException as error:  # its text has UIDs
             raise failure(f"{action}: no answer ({type(error).__name__})") from error
-        except OSError as error:  # of the token's file
-            raise UnavailableError(f"{action}: no answer ({type(error).__name__})") from error
+        except OSError as error:
+            reason = type(error).__name__
+            raise UnavailableError(f"{action}: cannot read {TOKEN_FILE} ({reason})") from error
         except Exception as error:  # a damaged file, for which pydicom has no base class
-            kind = UnavailableError if action == "search" else RefusedError
-            raise kind(f"{action}: the answer is not DICOM") from error
+            if action == "search":
+                raise UnavailableError("search: the answer is not DICOMweb; check url") from error
+            raise RefusedError(f"{action}: the answer is not DICOM") from error
+
+
+def _advise_token() -> str:
+    if file := os.environ.get(TOKEN_FILE):
+        return f"the token is wrong or expired: renew {TOKEN_FILE}={file}"
+    if os.environ.get(TOKEN):
+        return f"the token is wrong or expired: renew {TOKEN}"
+    return f"the server wants a token (no user and password): set {TOKEN} or {TOKEN_FILE}"
 
 
 def _authorise(request: Any) -> Any:

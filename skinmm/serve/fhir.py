@@ -16,12 +16,12 @@ from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
 
 from skinmm.config.addresses import require_private
-from skinmm.config.clinic_commands import FhirConfig
+from skinmm.config.remote_commands import FhirConfig
 from skinmm.errors import InputError, print_line, require_new_output
 from skinmm.files import atomic_write
 from skinmm.predict.cases import NOTICE
 from skinmm.serve.outbox import Outbox
-from skinmm.serve.store import Store, StoreError
+from skinmm.serve.store import Store, StoreError, hide_password
 
 TOKEN: Final = "SKINMM_FHIR_TOKEN"  # noqa: S105
 SYSTEM: Final = "urn:skinmm:"
@@ -37,6 +37,11 @@ PROCEDURE: Final = ("446078004", "Dermoscopic photography")
 USER: Final = "fhir"
 TIMEOUT: Final = 60
 _BATCH: Final = 100  # cases of a transaction
+_ADVICE: Final = {
+    **dict.fromkeys((401, 403), f"; the token is missing, wrong or expired: set {TOKEN}"),
+    **dict.fromkeys((404, 405), "; check url"),
+    **dict.fromkeys((408, 429, 502, 503, 504), "; try again later, no case is stored twice"),
+}
 
 
 def export_cases(config: FhirConfig) -> int:
@@ -49,28 +54,47 @@ def export_cases(config: FhirConfig) -> int:
         ) from error
     if (config.output is None) == (config.url is None):
         raise InputError("give output=FILE or url=SERVER")
+    output = None if config.output is None else _check_output(config)
+    bundles, count, last = _build_bundles(config)
+    if output is not None:
+        with atomic_write(output) as partial:
+            partial.write_text("".join(f"{json.dumps(bundle)}\n" for bundle in bundles), "utf-8")
+    if config.url is not None:
+        for bundle in bundles:
+            send(config.url, bundle)
+    done = "sent" if output is None else f"in {output}"
+    print_line(f"cases: {count} {done}, the last has the number {last}")
+    return 0
+
+
+def _check_output(config: FhirConfig) -> Path:
+    output = Path(config.output or "")
+    if output.suffix.lower() != ".ndjson":
+        raise InputError(f"output={output}: a Bundle per line; the name must end in .ndjson")
+    require_new_output("output", output, overwrite=config.overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def _build_bundles(config: FhirConfig) -> tuple[list[dict[str, Any]], int, int]:
+    """Return the Bundles of the chosen cases, their count and the number of the last."""
     store = Store.open(config.store, create=False)
     try:
         images, models = Outbox(store).list_studies(), store.models()
-        bundles, count, after = [], 0, config.after
-        while cases := store.find(USER, after=after, patient=config.patient, limit=_BATCH):
+        bundles, count, last = [], 0, config.after
+        while cases := store.find(USER, after=last, patient=config.patient, limit=_BATCH):
             bundles.append(build_bundle(cases, models, images))
-            count, after = count + len(cases), cases[-1]["number"]
+            count, last = count + len(cases), cases[-1]["number"]
     except StoreError as error:
         raise InputError(str(error)) from error
     finally:
         store.close()
-    if config.url is not None:
-        for bundle in bundles:
-            send(config.url, bundle)
-        print_line(f"cases: {count} sent, the last has the number {after}")
-        return 0
-    output = Path(config.output or "")
-    require_new_output("output", output, overwrite=config.overwrite)
-    with atomic_write(output) as partial:
-        partial.write_text("".join(f"{json.dumps(bundle)}\n" for bundle in bundles), "utf-8")
-    print_line(f"cases: {count} in {output}, the last has the number {after}")
-    return 0
+    if not count:
+        whose = f" of patient {config.patient}" if config.patient else ""
+        raise InputError(
+            f"store={hide_password(config.store)}: no case{whose} after number {config.after}"
+        )
+    return bundles, count, last
 
 
 def build_bundle(
@@ -176,6 +200,7 @@ def build_risk(
     """Return the RiskAssessment of a case: the percentage of malignancy and of each class."""
     result = case["result"]
     outcomes = {"malignant lesion of the skin": result["malignancy"], **result["probabilities"]}
+    outcomes.pop("malignant", None)  # of two classes: the same outcome
     risk = _resource(
         "RiskAssessment",
         "risk",
@@ -260,7 +285,8 @@ def send(url: str, bundle: dict[str, Any]) -> None:
     if answer.is_redirect:
         raise InputError("the server redirects; set url to the final address")
     if not answer.ok:
-        raise InputError(f"the server refuses the cases: HTTP {answer.status_code}")
+        advice = _ADVICE.get(answer.status_code, "")
+        raise InputError(f"the server refuses the cases: HTTP {answer.status_code}{advice}")
     try:
         stored = len(answer.json()["entry"])
     except (ValueError, LookupError, TypeError):

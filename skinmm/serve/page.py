@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
@@ -20,7 +21,7 @@ from skinmm.predict.explain import Explanation
 from skinmm.predict.loading import CaseImage
 from skinmm.report.blocks import to_data_url
 from skinmm.serve.app import RequestQueue
-from skinmm.serve.cases import PATIENT, CaseRecorder, set_verdict
+from skinmm.serve.cases import PATIENT, CaseRecorder, read_case, set_verdict
 from skinmm.serve.forms import MAX_IMAGE, check_image, delete_upload, read_upload
 from skinmm.serve.middleware import get_user
 from skinmm.serve.rendering import (
@@ -104,14 +105,18 @@ class Page:
         try:
             if self.recorder.store is None:
                 raise ProblemError.unusable("This service does not store cases.")
-            if not isinstance(number, int | float) or number < 1:
-                raise ProblemError.unusable("Enter the number of the case.")
+            if not isinstance(number, int | float) or number < 1 or number % 1:
+                raise ProblemError.unusable("Enter the number of the case, without decimals.")
             if verdict is None:
                 raise ProblemError.unusable("Choose the diagnosis.")
+            before = read_case(self.recorder.store, user, int(number))["verdict"]
             case = set_verdict(self.recorder.store, user, int(number), verdict)
         except ProblemError as error:
             return render("refusal.html", reason=error.detail)
-        return f'<p role="status">Case {case["number"]}: {case["verdict"]}. Thank you.</p>'
+        patient = f", patient {escape(case['patient'])}" if case["patient"] else ""
+        before = f" (before: {before})" if before not in (None, verdict) else ""
+        text = f"Case {case['number']}{patient}: {verdict}{before}. Thank you."
+        return f'<p role="status">{text}</p>'
 
     async def analyse(
         self, user: str, uploads: Mapping[str, Sequence[str]], audience: str, *cells: Any
@@ -248,6 +253,10 @@ def _build_page(page: Page) -> Any:
             gr.HTML(render("learn.html"))
         with gr.Tab("Model"):
             gr.HTML(render("model.html", card=page.predictor.card))
+        # A result belongs to the images and the record that it was computed from.
+        changes = [field.change for field in fields]
+        changes += [event for one in uploads for event in (one.upload, one.clear, one.delete)]
+        gr.on(changes, None, None, output, js="() => ''", api_visibility="private")
         button.click(
             analyse,
             [audience, *uploads, *fields],
@@ -274,7 +283,7 @@ def _add_verdicts(page: Page) -> None:
 
     with gr.Tab("Diagnosis"):
         gr.HTML("<p>Confirmed diagnosis (histology or follow-up).</p>")
-        number = gr.Number(label="Case", precision=0, value=None)
+        number = gr.Number(label="Case", value=None)
         verdict = gr.Radio([*page.predictor.predictor.classes], label="Diagnosis")
         button = gr.Button("Save", variant="primary")
         output = gr.HTML()

@@ -1,5 +1,6 @@
 """Case store on SQLite or PostgreSQL: predicted cases, confirmed diagnoses and an audit trail."""
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,23 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._lock: Any = None
+
+    def lock(self) -> None:
+        """Refuse a second process that sends the results of this store, until this one ends."""
+        if self._engine.dialect.name == "sqlite":
+            self._lock = Path(str(self._engine.url.database)).open("rb")  # noqa: SIM115
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_free = True
+            except OSError:
+                is_free = False
+        else:
+            self._lock = self._engine.connect()
+            is_free = self._lock.scalar(sql.text("SELECT pg_try_advisory_lock(7546661)"))
+            self._lock.commit()
+        if not is_free:
+            raise InputError("another process sends the results of this store; wait until it ends")
 
     @classmethod
     def open(cls, location: str, *, create: bool = True) -> "Store":
@@ -137,7 +155,9 @@ class Store:
         return cls(engine)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and release the lock."""
+        if self._lock is not None:
+            self._lock.close()
         self._engine.dispose()
 
     def register(self, model: str, card: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ import pytest
 from micro_runs import micro_config
 
 from skinmm.config import Config, DataConfig
-from skinmm.config.federated_commands import FederateClientConfig, FederateServerConfig
+from skinmm.config.remote_commands import FederateClientConfig, FederateServerConfig
 from skinmm.models.checkpoint import load_card
 
 pytest.importorskip("flwr")

@@ -12,7 +12,7 @@ import torch
 from micro_runs import micro_config
 from scipy.stats import norm
 
-from skinmm.config.federated_commands import FederationConfig
+from skinmm.config.remote_commands import FederationConfig
 from skinmm.models.network import Network, build_network
 
 pytest.importorskip("flwr")

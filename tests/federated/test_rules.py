@@ -13,7 +13,7 @@ from micro_runs import micro_config, read_data, table_cohort
 
 from skinmm.cli.compose import compose_config
 from skinmm.config import Config, DataConfig, flatten, from_mapping, to_mapping
-from skinmm.config.federated_commands import (
+from skinmm.config.remote_commands import (
     FederateClientConfig,
     FederateServerConfig,
 )

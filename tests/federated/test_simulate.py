@@ -11,7 +11,7 @@ from micro_runs import micro_config
 from safetensors.numpy import load_file
 
 from skinmm.config import Config
-from skinmm.config.federated_commands import FederateClientConfig, FederateSimulateConfig
+from skinmm.config.remote_commands import FederateClientConfig, FederateSimulateConfig
 from skinmm.models.checkpoint import load_card
 from skinmm.training.fit import fit
 

@@ -12,7 +12,7 @@ from quick_runs import best, predictions_of
 from sklearn.metrics import roc_auc_score
 
 from skinmm.cli import main
-from skinmm.predict import Predictor, quantise
+from skinmm.predict import Predictor, quantise, quantiser
 from skinmm.predict.backends import OnnxBackend, read_precision
 
 pytestmark = pytest.mark.skipif(
@@ -47,7 +47,7 @@ def test_a_smaller_file_states_what_it_cost(
     export = ["export", f"checkpoint={checkpoint}"]
     path = checkpoint.with_suffix(".onnx")
     assert main.main([*export, f"precision={precision}"]) == 0
-    assert f"best.onnx: {precision}, " in capsys.readouterr().out
+    assert f"{precision}, 0 layers in 32 bits: " in capsys.readouterr().out
     kinds = element_types(path)
     wanted = {"int8": onnx.TensorProto.INT8, "fp16": onnx.TensorProto.FLOAT16}[precision]
     assert kinds[wanted] > 20
@@ -78,7 +78,7 @@ def test_layers_that_hurt_stay_in_32_bits(
     path = checkpoint.with_suffix(".onnx")
     results = iter([False, False, True])
     monkeypatch.setattr(quantise, "is_accepted", lambda _: next(results))
-    monkeypatch.setattr(quantise, "PROBED_IMAGES", 4)
+    monkeypatch.setattr(quantiser, "PROBED_IMAGES", 4)
     assert main.main(["export", f"checkpoint={checkpoint}", "precision=int8"]) == 0
     told = capsys.readouterr()
     assert told.err.count("not accepted: int8, ") == 2

@@ -111,6 +111,7 @@ def test_a_result_is_removed_with_the_inputs_that_it_belongs_to(page: Page, tmp_
         page.tab.get_by_role("button", name="Analyse this lesion").click()
         page.tab.locator(".result").wait_for(timeout=60_000)
 
+    page.tab.get_by_label("Age, years").fill("40")
     analyse()
     page.tab.get_by_label("Age, years").fill("50")
     assert page.tab.locator(".result").count() == 0
@@ -120,9 +121,19 @@ def test_a_result_is_removed_with_the_inputs_that_it_belongs_to(page: Page, tmp_
     # The record is changed while the image is analysed.
     page.tab.set_input_files("#file", str(file))
     change = "dispatchEvent(new Event('input', {bubbles: true}))"
-    page.run(f"document.querySelector('#analyse').click(); document.querySelector('[name=age]').{change}")
+    page.run(
+        f"document.querySelector('#analyse').click(); document.querySelector('[name=age]').{change}"
+    )
     page.tab.get_by_text("Image or record were changed: analyse again.").wait_for(timeout=60_000)
     assert page.tab.locator(".result").count() == 0
+
+
+@in_browser
+def test_an_empty_form_has_no_result(page: Page) -> None:
+    page.tab.reload()
+    page.tab.wait_for_selector("html[data-ready]", timeout=120_000)
+    page.tab.get_by_role("button", name="Analyse this lesion").click()
+    page.tab.get_by_text("There is nothing to predict from").wait_for(timeout=60_000)
 
 
 @in_browser

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from pydicom import dcmread
 from quick_runs import ROOT, best
 
 from skinmm.cli import main
-from skinmm.config.clinic_commands import DicomwebConfig
+from skinmm.config.remote_commands import DicomwebConfig
 from skinmm.errors import InputError
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -113,6 +114,7 @@ class Front(ThreadingHTTPServer):
         self.status = 503  # of these failures
         self.requests: list[bytes] = []  # path and body
         self.cut = 0  # bytes that are missing at the end of answers
+        self.ignores_offset = False
         Thread(target=self.serve_forever, daemon=True).start()
 
     def fail(self, method: str, path: str, token: str) -> int:
@@ -148,7 +150,10 @@ class _Handler(BaseHTTPRequestHandler):
         connection = HTTPConnection("127.0.0.1", server.archive.port, timeout=60)
         names = ("Content-Type", "Accept")
         headers = {name: self.headers[name] for name in names if name in self.headers}
-        connection.request(self.command, self.path, body, headers)
+        path = (
+            re.sub("offset=[0-9]+", "offset=0", self.path) if server.ignores_offset else self.path
+        )
+        connection.request(self.command, path, body, headers)
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
@@ -218,7 +223,7 @@ def test_images_get_one_report_and_one_map_each(
     command = watch_command(both, orthanc.port, tmp_path / "cases.db")
     assert main.main(command) == 3
     told = capsys.readouterr()
-    assert f"images: 3 sent, 0 ready, 1 parked (store: {tmp_path / 'cases.db'})" in told.out
+    assert f"images: 3 sent, 0 ready, 1 parked (in all, store: {tmp_path / 'cases.db'})" in told.out
     assert "parked (" in told.err
     check_evidence(orthanc, 3)
     assert len(orthanc.find("OT")) == 3
@@ -321,7 +326,9 @@ def test_a_token_that_expires_is_renewed_from_its_file(
     command = watch_command(both, front.server_port, tmp_path / "cases.db", "attempts=2")
     assert main.main(command) == 3
     told = capsys.readouterr()
-    assert "search: HTTP 401, the token is missing, wrong or expired" in told.err
+    assert (
+        "search: HTTP 401, the token is wrong or expired: renew SKINMM_DICOMWEB_TOKEN" in told.err
+    )
     token.write_text("secret-2\n")
     assert main.main(command) == 0
     assert "secret" not in told.err + told.out + capsys.readouterr().err
@@ -366,6 +373,30 @@ def test_a_result_that_the_archive_does_not_confirm_stays_ready(
 
 
 @needs_orthanc
+def test_a_search_has_filters_and_an_end(
+    front: Front, both: Path, pictures: Path, tmp_path: Path, capsys: Said
+) -> None:
+    """A server whose root answers every page with the same list is no DICOMweb server."""
+    from skinmm.serve.dicomweb import Server, UnavailableError
+
+    for number in range(3):
+        front.archive.send(lesion(pictures, number))
+    command = watch_command(both, front.server_port, tmp_path / "cases.db")
+    assert main.main([*command, "filters={StudyInstanceUID: 1.2.840.99.1}"]) == 0
+    assert "images: 1 sent, 0 ready, 0 parked" in capsys.readouterr().out
+    assert main.main([*command, "filters=StudyDate"]) == 2
+    assert "filters=StudyDate: must be pairs" in capsys.readouterr().err
+    server = Server(DicomwebConfig(url=f"http://127.0.0.1:{front.server_port}", store="cases.db"))
+    with pytest.raises(UnavailableError, match="the answer is not DICOMweb; check url"):
+        [*server.find()]
+    front.ignores_offset = True
+    server = Server(
+        DicomwebConfig(url=f"http://127.0.0.1:{front.server_port}/dicom-web", store="cases.db")
+    )
+    assert len({*server.find()}) == 3
+
+
+@needs_orthanc
 def test_a_damaged_image_is_parked(front: Front) -> None:
     from skinmm.serve.dicomweb import Image, RefusedError, Server
 
@@ -390,7 +421,7 @@ def test_a_token_file_that_is_missing_for_a_while_parks_nothing(
 
     monkeypatch.setenv("SKINMM_DICOMWEB_TOKEN_FILE", str(tmp_path / "token"))
     url = f"http://127.0.0.1:{front.server_port}/dicom-web"
-    with pytest.raises(UnavailableError, match=r"read: no answer \(FileNotFoundError\)"):
+    with pytest.raises(UnavailableError, match=r"read: cannot read .* \(FileNotFoundError\)"):
         Server(DicomwebConfig(url=url, store="cases.db")).read(Image("1.2", "1.3", "1.4"))
 
 

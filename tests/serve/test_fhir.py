@@ -86,7 +86,8 @@ def test_a_store_is_written_as_valid_resources(place: Path, tmp_path: Path, caps
     assert media["identifier"][0]["value"] == "urn:oid:1.2.4"
     risk = resources(bundle, "RiskAssessment")[0]
     chances = {each["outcome"]["text"]: each["probabilityDecimal"] for each in risk["prediction"]}
-    expected = {"malignant lesion of the skin": RESULT["malignancy"], **RESULT["probabilities"]}
+    result: Any = RESULT
+    expected = {"malignant lesion of the skin": result["malignancy"], **result["probabilities"]}
     assert chances == pytest.approx({name: 100 * value for name, value in expected.items()})
     coded = {each["outcome"]["text"] for each in risk["prediction"] if "coding" in each["outcome"]}
     assert coded == {"mel", "nv"}  # akiec combines two diagnoses

@@ -284,8 +284,9 @@ def test_a_verdict_on_the_page(service: CasePredictor, pictures: Path, tmp_path:
         page.analyse("me", {"": [upload]}, "clinician", "55", NOT_STATED, "torso", "P1")
     )
     assert "Saved as case <b>1</b>" in said
-    assert "Case 1: malignant" in page.save_verdict("you", 1.0, "malignant")
-    for number, words in ((None, "number of the case"), (7, "no case 7")):
+    assert "Case 1, patient P1: benign. Thank" in page.save_verdict("you", 1.0, "benign")
+    assert "malignant (before: benign)." in page.save_verdict("you", 1.0, "malignant")
+    for number, words in ((None, "number of the case"), (7, "no case 7"), (1.7, "decimals")):
         assert words in page.save_verdict("you", number, "malignant")
     assert "Choose the diagnosis" in page.save_verdict("you", 1, None)
     (case,) = store.find("me")

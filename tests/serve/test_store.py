@@ -255,6 +255,16 @@ def test_a_store_that_is_gone_is_said(opened: TestClient, pictures: Path, place:
     assert opened.get("/v1/cases").status_code == 503
 
 
+def test_a_store_has_one_sender(place: str) -> None:
+    first, second = Store.open(place), Store.open(place)
+    first.lock()
+    with pytest.raises(InputError, match="another process sends the results of this store"):
+        second.lock()
+    first.close()
+    second.lock()
+    second.close()
+
+
 def test_a_prediction_after_the_time_limit_is_no_case(
     service: CasePredictor, pictures: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

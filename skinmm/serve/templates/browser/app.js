@@ -62,9 +62,13 @@ function showResult(result, facts) {
   if (result.called) article.append(copy('called-note', { name: result.called, share: percent(result.probabilities[result.called]) }));
   if (facts.has_calibration) {
     const sentence = document.createElement('p');
-    const group = facts.groups.findIndex((last) => last >= result.malignancy);
+    const { malignancy } = result;
+    const found = facts.groups.findIndex(({ last }) => last >= malignancy);
+    const group = found < 0 ? Math.max(0, facts.groups.length - 1) : found;
     sentence.append(copy('expected', { hundred: Math.round(100 * result.malignancy) }), ' ');
-    sentence.append(copy(`similar-${group < 0 ? Math.max(0, facts.groups.length - 1) : group}`));
+    sentence.append(copy(`similar-${group}`));
+    const { low = 0, high = 1 } = facts.groups[group] ?? {};
+    if (malignancy < low || malignancy > high) sentence.append(' ', copy('outside-note'));
     article.append(sentence);
   }
   const notes = listNotes(result, facts);

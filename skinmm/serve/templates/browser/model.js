@@ -32,6 +32,9 @@ async function analyse(facts, members, data, record) {
   const { values, unknown, missing } = readRecord(facts.columns, record);
   const word = facts.columns.find((column) => column.kind === 'number' && unknown.includes(column.name));
   if (word) throw new Error(`${word.name}: '${record[word.name].slice(0, 50)}' is not a number${'high' in word ? ` from ${word.low} to ${word.high}` : ''}; enter a number, or leave the field empty.`);
+  const usesImages = members.some((member) => member.image_size);
+  if (usesImages && !data) missing.unshift('image');
+  if (missing.length === facts.columns.length + usesImages) throw new Error('There is nothing to predict from: choose an image or enter a value first.');
   const images = new Map();
   for (const { image_size: size } of members) if (data && size && !images.has(size)) images.set(size, await readImage(data, size, facts.max_pixels));
   const outputs = [];
