@@ -117,8 +117,10 @@ def _load_data(model: CalibratedModel, precision: str, root: str | None) -> Lesi
     try:
         data.setup()
     except (InputError, OSError) as error:
+        where = f"root={root}: " if root else ""
         raise InputError(
-            f"{setting}: cannot read the cohort of the checkpoint: {error}; set root=DIR"
+            f"{setting} measures its cost on the checkpoint's cohort, data={config.data.name}, so "
+            f"set root=DIR to its folder ({where}{error}), or use precision=fp32"
         ) from error
     if list(data.classes) != list(model.card.classes):
         raise InputError(f"{setting}: cohort and checkpoint have different classes; set root=DIR")

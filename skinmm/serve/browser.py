@@ -59,10 +59,11 @@ def export_browser(config: ExportConfig) -> Path:
     models = load_models(checkpoint, torch.device("cpu"), "torch", uncalibrated=config.uncalibrated)
     for model in models:
         require_supported(model, checkpoint)
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".browser-", dir=folder) as name:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".browser-", dir=folder.parent) as name:
         partial = Path(name)
         _write_folder(models, partial, runtime, config)
+        folder.mkdir(exist_ok=True)
         for file in sorted(partial.iterdir(), key=lambda path: path.name == "index.html"):
             file.replace(folder / file.name)
     return folder
