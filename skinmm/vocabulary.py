@@ -314,10 +314,7 @@ _SPLITS: Final = ("part", "split", "fold", "subset", "set", "partition")
 
 def describe_unused_columns(names: Iterable[str], advice: str = "") -> str:
     """Describe unused columns, with advice for columns of splits; "" if there are none."""
-    marked = [
-        f"{name} (looks like a split{advice.replace('COLUMN', name)})"
-        if column_key(name) in _SPLITS
-        else str(name)
-        for name in names
-    ]
-    return f"columns not used: {', '.join(marked)}" if marked else ""
+    note = f" (looks like a split{advice})"
+    notes = {name: note.replace("COLUMN", name) * (column_key(name) in _SPLITS) for name in names}
+    listed = ", ".join(f"{name}{note}" for name, note in notes.items())
+    return f"columns not used: {listed}" if listed else ""

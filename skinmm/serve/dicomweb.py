@@ -33,7 +33,6 @@ TOKEN_FILE: Final = "SKINMM_DICOMWEB_TOKEN_FILE"  # noqa: S105
 USER: Final = "dicomweb"
 _FIRST_PAUSE: Final = 0.5  # seconds, doubled after each failure
 _LAST_PAUSE: Final = 60.0
-_UNAUTHORISED: Final = (401, 403)
 _RETRIED: Final = (408, 425, 429, *range(500, 600))  # others are parked
 _IMAGE_KEYS: Final = ("0020000D", "0020000E", "00080018")  # study, series, instance
 
@@ -76,22 +75,22 @@ def exchange(config: DicomwebConfig) -> int:
     predictor = CasePredictor(config, checkpoints)
     require_single_rows(predictor.predictor.ensemble.members, "skinmm dicomweb")
     store = Store.open(config.store)
-    store.lock()
     outbox = Outbox(store)
-    model = register_model(predictor, store)
-    if config.parked:
-        outbox.restart_parked()
-    worker = _Worker(config, server, predictor, outbox, model)
-    counts = None
-    while True:
-        is_available = worker.run()
-        before, counts = counts, outbox.count()
-        if counts != before:
-            text = ", ".join(f"{count} {state}" for state, count in counts.items())
-            print_line(f"images: {text} (in all, store: {hide_password(config.store)})")
-        if config.watch is None:
-            break
-        sleep(config.watch)
+    with outbox.lock():
+        model = register_model(predictor, store)
+        if config.parked:
+            outbox.restart_parked()
+        worker = _Worker(config, server, predictor, outbox, model)
+        counts = None
+        while True:
+            is_available = worker.run()
+            before, counts = counts, outbox.count()
+            if counts != before:
+                text = ", ".join(f"{count} {state}" for state, count in counts.items())
+                print_line(f"images: {text} (in all, store: {hide_password(config.store)})")
+            if config.watch is None:
+                break
+            sleep(config.watch)
     store.close()
     return 0 if is_available and counts == {**counts, PARKED: 0, "ready": 0} else 3
 
@@ -220,9 +219,10 @@ class Server:
             while images := self._call("search", partial(self._search, filters, start)):
                 if images == last:  # the server does not answer page by page
                     break
-                yield from (image for image in images if all(image))
-                if missing := sum(not all(image) for image in images):
-                    print_error(f"search: {missing} of {len(images)} answers have no UID: skipped")
+                named = [image for image in images if all(image)]
+                if len(named) < len(images):
+                    print_error(f"search: {len(images) - len(named)} images without UID skipped")
+                yield from named
                 start, last = start + len(images), images
 
     def _search(self, filters: dict[str, Any], start: int) -> list[Image]:
@@ -243,10 +243,7 @@ class Server:
         return self._call("read", read)
 
     def store(self, objects: list[bytes]) -> None:
-        """Store the results of an image, unless the server has them.
-
-        A result counts as stored if the answer lists it, or if the server has it afterwards.
-        """
+        """Store the results of an image; the answer must list them, or the server have them."""
         from pydicom import dcmread
 
         datasets = [dcmread(BytesIO(data)) for data in objects]
@@ -258,8 +255,7 @@ class Server:
             refusal = error
         else:
             failed = answer.get("FailedSOPSequence") or []
-            reasons = sorted({f"{item.get('FailureReason', 0):#06x}" for item in failed})
-            if reasons:
+            if reasons := sorted({f"{item.get('FailureReason', 0):#06x}" for item in failed}):
                 refusal = RefusedError(f"the server does not store it: {', '.join(reasons)}")
             listed = answer.get("ReferencedSOPSequence") or []
             stored = {str(item.get("ReferencedSOPInstanceUID")) for item in listed}
@@ -277,38 +273,35 @@ class Server:
     def _call(self, action: str, call: Callable[[], T]) -> T:
         import requests
 
-        # A search concerns no single image.
-        failure = UnavailableError if action == "search" else FailedError
+        is_search = action == "search"  # which concerns no single image
+        failure = UnavailableError if is_search else FailedError
         try:
             return call()
         except requests.HTTPError as error:
             status = error.response.status_code
-            if status in _UNAUTHORISED:
+            if status in (401, 403):
                 raise UnavailableError(f"{action}: HTTP {status}, {_advise_token()}") from error
-            is_refused = status not in _RETRIED and action != "search"
-            kind = RefusedError if is_refused else failure
-            hint = "; check url" if action == "search" and status not in _RETRIED else ""
-            raise kind(f"{action}: HTTP {status} {error.response.reason}{hint}") from error
+            text = f"{action}: HTTP {status} {error.response.reason}"
+            if status in _RETRIED:
+                raise failure(text) from error
+            raise failure(f"{text}; check url") if is_search else RefusedError(text) from error
         except requests.TooManyRedirects as error:
-            raise UnavailableError(
-                f"{action}: the server redirects; set url to the final address"
-            ) from error
+            reason = "the server redirects; set url to the final address"
+            raise UnavailableError(f"{action}: {reason}") from error
         except requests.RequestException as error:  # its text has UIDs
             raise failure(f"{action}: no answer ({type(error).__name__})") from error
         except OSError as error:
-            reason = type(error).__name__
-            raise UnavailableError(f"{action}: cannot read {TOKEN_FILE} ({reason})") from error
+            reason = f"cannot read {TOKEN_FILE} ({type(error).__name__})"
+            raise UnavailableError(f"{action}: {reason}") from error
         except Exception as error:  # a damaged file, for which pydicom has no base class
-            if action == "search":
-                raise UnavailableError("search: the answer is not DICOMweb; check url") from error
-            raise RefusedError(f"{action}: the answer is not DICOM") from error
+            text = f"{action}: the answer is not DICOM"
+            raise failure(f"{text}; check url") if is_search else RefusedError(text) from error
 
 
 def _advise_token() -> str:
-    if file := os.environ.get(TOKEN_FILE):
-        return f"the token is wrong or expired: renew {TOKEN_FILE}={file}"
-    if os.environ.get(TOKEN):
-        return f"the token is wrong or expired: renew {TOKEN}"
+    name = TOKEN_FILE if os.environ.get(TOKEN_FILE) else TOKEN
+    if os.environ.get(name):
+        return f"the token is wrong or expired: renew {name}"
     return f"the server wants a token (no user and password): set {TOKEN} or {TOKEN_FILE}"
 
 

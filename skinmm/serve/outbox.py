@@ -6,12 +6,16 @@ without storing them twice.
 """
 
 import base64
-from collections.abc import Sequence
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sql
 from sqlalchemy import Column, Connection, Integer, String
 
+from skinmm.errors import InputError
 from skinmm.serve.store import NewCase, Store
 
 READY, SENT, PARKED, IGNORED = "ready", "sent", "parked", "ignored"
@@ -26,6 +30,7 @@ _OUTBOX: Final = sql.Table(
     Column("objects", sql.JSON, nullable=False),  # results that are not sent yet, in Base64
     Column("reason", String, nullable=False),  # why the image is parked, or postponed if ready
 )
+_TAKEN: Final = "another process sends the results of this store; wait until it ends"
 _IS_UNREAD: Final = (_OUTBOX.c.state == READY) & _OUTBOX.c.number.is_(None)
 
 
@@ -36,6 +41,25 @@ class Outbox:
         self._store = store
         with store.begin() as database:
             _TABLES.create_all(database)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Refuse a second process that sends the results of this store."""
+        engine = self._store.engine
+        with ExitStack() as stack:
+            if engine.dialect.name == "sqlite":
+                file = stack.enter_context(Path(str(engine.url.database)).open("rb"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise InputError(_TAKEN) from error
+            else:
+                connection = stack.enter_context(engine.connect())
+                connection.detach()  # the lock ends with the connection, not with its use
+                if not connection.scalar(sql.text("SELECT pg_try_advisory_lock(7546661)")):
+                    raise InputError(_TAKEN)
+                connection.commit()
+            yield
 
     def list_images(self) -> dict[str, bool]:
         """Return whether each image still needs a prediction, because it could not be read."""

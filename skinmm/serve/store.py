@@ -1,6 +1,5 @@
 """Case store on SQLite or PostgreSQL: predicted cases, confirmed diagnoses and an audit trail."""
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,24 +108,7 @@ class Store:
     """Store of cases, diagnoses and audit trail, see `open`; calls return after a write to disk."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._lock: Any = None
-
-    def lock(self) -> None:
-        """Refuse a second process that sends the results of this store, until this one ends."""
-        if self._engine.dialect.name == "sqlite":
-            self._lock = Path(str(self._engine.url.database)).open("rb")  # noqa: SIM115
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_free = True
-            except OSError:
-                is_free = False
-        else:
-            self._lock = self._engine.connect()
-            is_free = self._lock.scalar(sql.text("SELECT pg_try_advisory_lock(7546661)"))
-            self._lock.commit()
-        if not is_free:
-            raise InputError("another process sends the results of this store; wait until it ends")
+        self.engine = engine
 
     @classmethod
     def open(cls, location: str, *, create: bool = True) -> "Store":
@@ -155,16 +137,14 @@ class Store:
         return cls(engine)
 
     def close(self) -> None:
-        """Close all connections, and release the lock."""
-        if self._lock is not None:
-            self._lock.close()
-        self._engine.dispose()
+        """Close all connections."""
+        self.engine.dispose()
 
     def register(self, model: str, card: Mapping[str, Any]) -> None:
         """Store the card of a model unless it is already stored."""
         dialects: Any = {"sqlite": sqlite, "postgresql": postgresql}  # for ON CONFLICT
         row = {"model": model, "at": _now(), "card": dict(card)}
-        statement = dialects[self._engine.dialect.name].insert(_MODELS).values(row)
+        statement = dialects[self.engine.dialect.name].insert(_MODELS).values(row)
         with self.begin() as database:
             database.execute(statement.on_conflict_do_nothing())
 
@@ -252,7 +232,7 @@ class Store:
     def begin(self) -> Iterator[Connection]:
         """Open a transaction, which is stored as a whole or rolled back."""
         try:
-            with self._engine.begin() as database:
+            with self.engine.begin() as database:
                 yield database
         except SQLAlchemyError as error:
             raise StoreError(type(error).__name__) from error

@@ -387,7 +387,7 @@ def test_a_search_has_filters_and_an_end(
     assert main.main([*command, "filters=StudyDate"]) == 2
     assert "filters=StudyDate: must be pairs" in capsys.readouterr().err
     server = Server(DicomwebConfig(url=f"http://127.0.0.1:{front.server_port}", store="cases.db"))
-    with pytest.raises(UnavailableError, match="the answer is not DICOMweb; check url"):
+    with pytest.raises(UnavailableError, match="the answer is not DICOM; check url"):
         [*server.find()]
     front.ignores_offset = True
     server = Server(

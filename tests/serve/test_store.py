@@ -29,6 +29,7 @@ from skinmm.cli import main as cli
 from skinmm.errors import InputError
 from skinmm.predict.cases import Case, CasePredictor
 from skinmm.serve.middleware import Keys
+from skinmm.serve.outbox import Outbox
 from skinmm.serve.store import NewCase, Store, StoreError
 
 __all__ = ["at", "place", "service"]  # fixtures
@@ -256,13 +257,18 @@ def test_a_store_that_is_gone_is_said(opened: TestClient, pictures: Path, place:
 
 
 def test_a_store_has_one_sender(place: str) -> None:
-    first, second = Store.open(place), Store.open(place)
-    first.lock()
-    with pytest.raises(InputError, match="another process sends the results of this store"):
-        second.lock()
-    first.close()
-    second.lock()
-    second.close()
+    stores = Store.open(place), Store.open(place)
+    first, second = map(Outbox, stores)
+    with (
+        first.lock(),
+        pytest.raises(InputError, match="another process sends the results of this store"),
+        second.lock(),
+    ):
+        pass
+    with second.lock():
+        pass
+    for store in stores:
+        store.close()
 
 
 def test_a_prediction_after_the_time_limit_is_no_case(
