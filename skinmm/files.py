@@ -172,7 +172,7 @@ def _find_separator(file: TextIOWrapper) -> str:
     start, line = file.tell(), file.readline()
     while line and not line.strip():
         start, line = file.tell(), file.readline()
-    if stated := re.fullmatch(r'"?sep=([,;\t])"?\s*', line):
+    if stated := re.fullmatch(r'"?sep=([,;\t|])"?\s*', line):
         return stated[1]
     while line.count('"') % 2 and len(line) < 1 << 16 and (more := file.readline()):
         line += more  # a quoted name contains a line break
@@ -181,7 +181,7 @@ def _find_separator(file: TextIOWrapper) -> str:
     if "\0" in line:
         raise ValueError("NUL in the header: perhaps UTF-16 without a byte order mark")
     file.seek(start)
-    return max(",;\t", key=re.sub(r'"[^"]*"', "", line).count)
+    return max(",;\t|", key=re.sub(r'"[^"]*"', "", line).count)
 
 
 def _read_records(path: Path | str, file: Any) -> Iterator[list[str]]:

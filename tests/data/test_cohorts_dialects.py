@@ -88,7 +88,7 @@ def write(table: pd.DataFrame, path: Path, draw: Any) -> None:
         return
     truth = draw(st.sampled_from([("True", "False"), ("TRUE", "FALSE"), ("1", "0"), ("yes", "no")]))
     table["itch"] = table["itch"].map({True: truth[0], False: truth[1]})
-    sep, ending = draw(st.sampled_from(",;\t")), draw(st.sampled_from(["\n", "\r\n"]))
+    sep, ending = draw(st.sampled_from(",;\t|")), draw(st.sampled_from(["\n", "\r\n"]))
     quoting = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]))
     text = table.to_csv(
         sep=sep,

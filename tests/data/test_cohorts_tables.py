@@ -27,7 +27,7 @@ def cohort(root: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_separators_and_byte_order_marks(tmp_path: Path, separator: str, encoding: str) -> None:
     text = (HEADER + GOOD).replace(",", separator)
     table = load("csv", cohort(tmp_path, text, encoding))
