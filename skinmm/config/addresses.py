@@ -1,10 +1,12 @@
-"""Checks of network addresses."""
+"""Addresses of servers: checks, tokens and redirects."""
 
+import os
 import socket
 from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 from threading import Event, Thread
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -33,6 +35,41 @@ def require_private(url: str, refusal: str) -> None:
         raise InputError(refusal)
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise InputError(f"url=http://{parts.hostname}: patients' data need https")
+
+
+class Token:
+    """Bearer token of a server, from an environment variable, or from a file for every request.
+
+    Attributes:
+        name: environment variable of the token.
+        file: environment variable of its file, which takes precedence.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.file = name, f"{name}_FILE"
+
+    def __call__(self, request: Any) -> Any:
+        """Add the token to a request, as the `auth` of a session; no .netrc replaces it."""
+        file = os.environ.get(self.file)
+        token = Path(file).read_text("utf-8") if file else os.environ.get(self.name, "")
+        if token.strip():
+            request.headers["Authorization"] = f"Bearer {token.strip()}"
+        return request
+
+    def advise(self) -> str:
+        """Return why the server may refuse the token, and what to do."""
+        name = self.file if os.environ.get(self.file) else self.name
+        if os.environ.get(name):
+            return f"the token is wrong or expired: renew {name}"
+        return f"a token is missing (no user and password): set {self.name} or {self.file}"
+
+
+def refuse_redirect(response: Any, **_: Any) -> None:
+    """Refuse redirects, as a hook: a redirected POST becomes a GET, which stores nothing."""
+    import requests
+
+    if 300 <= response.status_code < 400:  # noqa: PLR2004
+        raise requests.TooManyRedirects
 
 
 def is_reachable(endpoint: str) -> bool:

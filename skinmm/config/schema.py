@@ -64,7 +64,7 @@ class DataConfig:
     target: str = shared("malignant", "target to predict", choices=("malignant", "diagnosis"))
     positive: list[str] = shared([], "malignant classes; empty: those of the vocabulary")
     columns: list[str] = shared(
-        ["age", "sex", "site"], "record columns that the model uses", first=True, inputs="record"
+        ["age", "sex", "site"], "record columns that the model uses", first=True
     )
     relative: list[str] = setting(
         [], "numeric columns to compare within patients", task=CLASSIFY, unit="image", shared=False

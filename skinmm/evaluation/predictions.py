@@ -172,7 +172,9 @@ def _parse_classes(file: PredictionFile, positive: Sequence[str] | None) -> dict
     require_positive_classes(classes, positive)
     words, sets = file.parse_truth(), file.parse_sets(classes)
     truth = set(words.unique())
-    if classes != BINARY and None not in map(parse_target, truth) and not truth <= set(classes):
+    is_binary = None not in map(parse_target, truth)
+    is_class = {word.lower() for word in truth} <= {name.lower() for name in classes}
+    if classes != BINARY and is_binary and not is_class:
         sides = np.column_stack([np.isin(classes, positive, invert=side) for side in (True, False)])
         probabilities, raw, half = (probabilities @ sides).clip(0, 1), None, None
         sets = None if sets is None else sets @ sides

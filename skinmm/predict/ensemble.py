@@ -234,7 +234,7 @@ class Ensemble:
         columns = zip(*outputs, strict=True)
         raw, calibrated, votes, ood = ([v for v in values if v is not None] for values in columns)
         # A row without an image has no score from members with an image network.
-        score = np.ma.masked_invalid(ood).mean(0).filled(np.nan) if ood else None
+        score = np.ma.masked_where(np.isnan(ood), ood).mean(0).filled(np.nan) if ood else None
         shares = np.mean(votes, axis=0) if votes else None
         return ModelOutput(np.mean(raw, axis=0), np.mean(calibrated, axis=0), shares, score)
 

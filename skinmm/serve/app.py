@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -40,6 +41,7 @@ _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 R = TypeVar("R")
 T = TypeVar("T")
 Answer = tuple[dict[str, Any], Explanation | None]
+_Batch = tuple[Rows, dict[str, bytes]]
 
 
 class RequestQueue:
@@ -63,8 +65,16 @@ class RequestQueue:
         """Return whether the next request would be refused."""
         return self.taken >= self._slots
 
-    async def run(self, read: Callable[[], Awaitable[R]], job: Callable[[R], T]) -> T:
-        """Read a request, run its job in a thread, and return the result.
+    async def run(
+        self,
+        read: Callable[[], Awaitable[R]],
+        job: Callable[[R], T],
+        record: Callable[[R, T], None] = lambda *_: None,
+    ) -> T:
+        """Read a request, run its job in a thread, record and return the result.
+
+        Nothing is recorded after the time limit, as users then send the request again; what is
+        being recorded at that moment is returned late.
 
         Raises:
             ProblemError: no slot is free, or the time limit is exceeded.
@@ -73,13 +83,22 @@ class RequestQueue:
             wait = {"Retry-After": str(math.ceil(self.taken * self._last / self._workers))}
             raise ProblemError(429, "the queue is full: try again later", wait)
         self.taken += 1
-        future = None
+        future, decided = None, Lock()  # whoever locks it first: the thread records, or we give up
+
+        def run(request: R) -> T:
+            result = self._measure(job, request)
+            if decided.acquire(blocking=False):
+                record(request, result)
+            return result
+
         try:
             async with asyncio.timeout(self._seconds):
                 request = await read()
-                future = self._threads.submit(self._measure, job, request)
+                future = self._threads.submit(run, request)
                 return await asyncio.wrap_future(future)
         except TimeoutError:
+            if future is not None and not decided.acquire(blocking=False):
+                return await asyncio.wrap_future(future)
             limit = f"within {self._seconds:g} seconds"
             if future is None:
                 raise ProblemError(408, f"the request did not arrive {limit}") from None
@@ -223,30 +242,27 @@ class _Endpoints:
         return JSONResponse(content)
 
     async def _answer(self, request: Request, predict: Callable[[Case], Answer]) -> Answer:
-        """Read the form of one lesion, predict it in a thread and record the case.
+        """Read the form of one lesion, predict it in a thread and record the case."""
 
-        Recorded is only a prediction within the time limit: after it, users send the case again.
-        """
+        def record(case: Case, answer: Answer) -> None:
+            self.recorder.record(get_user(request), [answer[0]], [case])
+
         read = partial(read_case, request, self.form, self.predictor.max_images)
-        answer, case = await self.queue.run(read, lambda case: (predict(case), case))
-        await asyncio.to_thread(self.recorder.record, get_user(request), [answer[0]], [case])
-        return answer
+        return await self.queue.run(read, predict, record)
 
     async def predict_batch(self, request: Request) -> Response:
         """Predict a table of lesions."""
 
-        def job(
-            form: tuple[Rows, dict[str, bytes]],
-        ) -> tuple[list[dict[str, Any]], list[Case], Rows]:
-            rows, files = form
-            predictions = self.predictor.predict_table(rows, files)
-            return predictions, self.predictor.list_cases(rows, files), rows
+        def job(form: _Batch) -> tuple[list[dict[str, Any]], str]:
+            return self.predictor.predict_table(*form), self.predictor.describe_columns(form[0])
+
+        def record(form: _Batch, answer: tuple[list[dict[str, Any]], str]) -> None:
+            cases = self.predictor.list_cases(*form)
+            self.recorder.record(get_user(request), answer[0], cases)
 
         try:
             read = partial(read_batch, request, self.batch)
-            predictions, cases, rows = await self.queue.run(read, job)
-            note = self.predictor.describe_columns(rows)
-            await asyncio.to_thread(self.recorder.record, get_user(request), predictions, cases)
+            predictions, note = await self.queue.run(read, job, record)
         except InputError as error:
             raise ProblemError.unusable(str(error)) from None
         self.metrics.count_decisions(row["decision"] for row in predictions)

@@ -59,8 +59,9 @@ def export_browser(config: ExportConfig) -> Path:
     models = load_models(checkpoint, torch.device("cpu"), "torch", uncalibrated=config.uncalibrated)
     for model in models:
         require_supported(model, checkpoint)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".browser-", dir=folder.parent) as name:
+    parent = folder if folder.is_dir() else folder.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".browser-", dir=parent) as name:
         partial = Path(name)
         _write_folder(models, partial, runtime, config)
         folder.mkdir(exist_ok=True)

@@ -4,7 +4,6 @@ QIDO-RS finds the images, WADO-RS reads them, STOW-RS stores reports and heat ma
 The case store remembers every image, so that each gets one result, also if the program is killed.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from io import BytesIO
@@ -12,7 +11,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any, Final, NamedTuple, TypeVar
 
-from skinmm.config.addresses import require_private
+from skinmm.config.addresses import Token, refuse_redirect, require_private
 from skinmm.config.checkpoints import announce_included, find_checkpoints
 from skinmm.config.remote_commands import DicomwebConfig
 from skinmm.errors import InputError, one_line, print_error, print_line
@@ -27,9 +26,7 @@ from skinmm.serve.run import silence_libraries
 from skinmm.serve.store import Store, StoreError, hide_password
 
 T = TypeVar("T")
-TOKEN: Final = "SKINMM_DICOMWEB_TOKEN"  # noqa: S105
-TOKEN_FILE: Final = "SKINMM_DICOMWEB_TOKEN_FILE"  # noqa: S105
-"""Environment variables: a bearer token, or a file of it, which is read for every request."""
+TOKEN: Final = Token("SKINMM_DICOMWEB_TOKEN")
 USER: Final = "dicomweb"
 _FIRST_PAUSE: Final = 0.5  # seconds, doubled after each failure
 _LAST_PAUSE: Final = 60.0
@@ -197,13 +194,14 @@ class Server:
         from dicomweb_client import DICOMwebClient
         from dicomweb_client.session_utils import create_session
 
-        require_private(
-            config.url, f"url: no user, password or token there; set {TOKEN} or {TOKEN_FILE}"
-        )
+        require_private(config.url, f"url: no user, password or token there; set {TOKEN.name}")
         session = create_session()
         session.trust_env = False  # no passwords of a .netrc
-        session.max_redirects = 0  # a redirected POST becomes a GET, which stores nothing
-        session.auth = _authorise
+        session.hooks["response"].append(refuse_redirect)
+        session.auth = TOKEN
+        for name in filter(None, (config.certificate, config.client_certificate)):
+            if not Path(name).is_file():
+                raise InputError(f"{name}: no such certificate file")
         session.verify = config.certificate or True
         session.cert = config.client_certificate
         self._client = DICOMwebClient(config.url, session, timeout=config.timeout)
@@ -215,15 +213,15 @@ class Server:
     def find(self) -> Iterator[Image]:
         """Find the images of the modalities."""
         for modality in self._modalities:
-            filters, start, last = {**self._filters, "Modality": modality}, 0, list[Image]()
+            filters, start, seen = {**self._filters, "Modality": modality}, 0, set[Image]()
             while images := self._call("search", partial(self._search, filters, start)):
-                if images == last:  # the server does not answer page by page
+                if seen.issuperset(images):  # the server does not answer page by page
                     break
-                named = [image for image in images if all(image)]
-                if len(named) < len(images):
-                    print_error(f"search: {len(images) - len(named)} images without UID skipped")
+                named = {image for image in images if all(image)} - seen
+                if not all(map(all, images)):
+                    print_error("search: images without UID are skipped")
                 yield from named
-                start, last = start + len(images), images
+                start, seen = start + len(images), seen.union(images)
 
     def _search(self, filters: dict[str, Any], start: int) -> list[Image]:
         rows = self._client.search_for_instances(search_filters=filters, offset=start)
@@ -266,8 +264,9 @@ class Server:
         """Return whether an object is stored; its UID depends on its content."""
         uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
         try:
-            return bool(self._call("check", lambda: self._client.retrieve_instance_metadata(*uids)))
-        except RefusedError:
+            found = self._call("check", lambda: self._client.retrieve_instance_metadata(*uids))
+            return bool(found["00080018"]["Value"] == [dataset.SOPInstanceUID])
+        except (RefusedError, LookupError, TypeError):
             return False
 
     def _call(self, action: str, call: Callable[[], T]) -> T:
@@ -278,40 +277,34 @@ class Server:
         try:
             return call()
         except requests.HTTPError as error:
-            status = error.response.status_code
-            if status in (401, 403):
-                raise UnavailableError(f"{action}: HTTP {status}, {_advise_token()}") from error
-            text = f"{action}: HTTP {status} {error.response.reason}"
-            if status in _RETRIED:
-                raise failure(text) from error
-            raise failure(f"{text}; check url") if is_search else RefusedError(text) from error
-        except requests.TooManyRedirects as error:
-            reason = "the server redirects; set url to the final address"
-            raise UnavailableError(f"{action}: {reason}") from error
+            kind, text = _explain_status(error.response, failure)
+        except requests.TooManyRedirects:
+            kind, text = failure, "the server redirects; set url to the final address"
+        except requests.JSONDecodeError:
+            kind, text = failure, "the answer is not JSON; check url"
         except requests.RequestException as error:  # its text has UIDs
-            raise failure(f"{action}: no answer ({type(error).__name__})") from error
+            kind, text = failure, f"no answer ({type(error).__name__})"
         except OSError as error:
-            reason = f"cannot read {TOKEN_FILE} ({type(error).__name__})"
-            raise UnavailableError(f"{action}: {reason}") from error
-        except Exception as error:  # a damaged file, for which pydicom has no base class
-            text = f"{action}: the answer is not DICOM"
-            raise failure(f"{text}; check url") if is_search else RefusedError(text) from error
+            kind, text = UnavailableError, f"cannot read {TOKEN.file} ({type(error).__name__})"
+        except Exception:  # a damaged file, for which pydicom has no base class
+            text = "the answer is not DICOM"
+            kind, text = (failure, f"{text}; check url") if is_search else (RefusedError, text)
+        raise kind(f"{action}: {text}")
 
 
-def _advise_token() -> str:
-    name = TOKEN_FILE if os.environ.get(TOKEN_FILE) else TOKEN
-    if os.environ.get(name):
-        return f"the token is wrong or expired: renew {name}"
-    return f"the server wants a token (no user and password): set {TOKEN} or {TOKEN_FILE}"
-
-
-def _authorise(request: Any) -> Any:
-    """Add the token to a request."""
-    file = os.environ.get(TOKEN_FILE)
-    token = Path(file).read_text(encoding="utf-8") if file else os.environ.get(TOKEN, "")
-    if token.strip():
-        request.headers["Authorization"] = f"Bearer {token.strip()}"
-    return request
+def _explain_status(response: Any, failure: type[Exception]) -> tuple[type[Exception], str]:
+    """Return the kind of failure of a HTTP status, and its message."""
+    status = response.status_code
+    text = f"HTTP {status} {response.reason}"
+    if status == 401:  # noqa: PLR2004
+        return UnavailableError, f"{text}, {TOKEN.advise()}"
+    if status == 403:  # noqa: PLR2004  perhaps of one study
+        return failure, f"{text}: no access, or {TOKEN.advise()}"
+    if status in _RETRIED:
+        return failure, text
+    if failure is UnavailableError:
+        return failure, f"{text}; check url"
+    return RefusedError, text
 
 
 def _to_bytes(dataset: Any) -> bytes:

@@ -6,7 +6,6 @@ resource once, because it recognises the resources of an earlier transaction by 
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -15,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
 
-from skinmm.config.addresses import require_private
+from skinmm.config.addresses import Token, refuse_redirect, require_private
 from skinmm.config.remote_commands import FhirConfig
 from skinmm.errors import InputError, print_line, require_new_output
 from skinmm.files import atomic_write
@@ -23,7 +22,7 @@ from skinmm.predict.cases import NOTICE
 from skinmm.serve.outbox import Outbox
 from skinmm.serve.store import Store, StoreError, hide_password
 
-TOKEN: Final = "SKINMM_FHIR_TOKEN"  # noqa: S105
+TOKEN: Final = Token("SKINMM_FHIR_TOKEN")
 SYSTEM: Final = "urn:skinmm:"
 SNOMED: Final = "http://snomed.info/sct"
 CODES: Final = {
@@ -38,7 +37,6 @@ USER: Final = "fhir"
 TIMEOUT: Final = 60
 _BATCH: Final = 100  # cases of a transaction
 _ADVICE: Final = {
-    **dict.fromkeys((401, 403), f"; the token is missing, wrong or expired: set {TOKEN}"),
     **dict.fromkeys((404, 405), "; check url"),
     **dict.fromkeys((408, 429, 502, 503, 504), "; try again later, no case is stored twice"),
 }
@@ -269,37 +267,32 @@ def send(url: str, bundle: dict[str, Any]) -> None:
     """Send a transaction, which the server stores as a whole or not at all."""
     import requests
 
-    require_private(url, f"url: an address of https:// without user and token; set {TOKEN}")
-    headers = {"Content-Type": "application/fhir+json"}
+    require_private(url, f"url: an address of https:// without user and token; set {TOKEN.name}")
+    headers = dict.fromkeys(("Content-Type", "Accept"), "application/fhir+json")
     try:
         answer = requests.post(
             url,
             json.dumps(bundle),
             headers=headers,
             timeout=TIMEOUT,
-            auth=_authorise,
-            allow_redirects=False,  # it would become a GET, which stores nothing
+            auth=TOKEN,
+            hooks={"response": refuse_redirect},
         )
+    except requests.TooManyRedirects as error:
+        raise InputError("the server redirects; set url to the final address") from error
     except requests.RequestException as error:
         raise InputError(f"the server does not answer ({type(error).__name__})") from error
-    if answer.is_redirect:
-        raise InputError("the server redirects; set url to the final address")
     if not answer.ok:
         advice = _ADVICE.get(answer.status_code, "")
+        advice = f"; {TOKEN.advise()}" if answer.status_code in (401, 403) else advice
         raise InputError(f"the server refuses the cases: HTTP {answer.status_code}{advice}")
     try:
-        stored = len(answer.json()["entry"])
+        content = answer.json()
+        statuses = [entry["response"]["status"][0] for entry in content["entry"]]
     except (ValueError, LookupError, TypeError):
-        stored = 0
-    if stored != len(bundle["entry"]):
+        statuses = []
+    if statuses != ["2"] * len(bundle["entry"]) or content["type"] != "transaction-response":
         raise InputError(
-            "the server does not confirm that it stored the cases: its answer is no Bundle with "
-            "their entries; check url"
+            "the server does not confirm that it stored the cases: its answer is no "
+            "transaction-response with a status 2xx for each entry; check url"
         )
-
-
-def _authorise(request: Any) -> Any:
-    """Add the token to a request; with `auth`, no password of a .netrc replaces it."""
-    if token := os.environ.get(TOKEN):
-        request.headers["Authorization"] = f"Bearer {token}"
-    return request

@@ -48,11 +48,14 @@ class Outbox:
         engine = self._store.engine
         with ExitStack() as stack:
             if engine.dialect.name == "sqlite":
-                file = stack.enter_context(Path(str(engine.url.database)).open("rb"))
+                path = Path(f"{engine.url.database}.lock")
+                path.touch(mode=0o600)
+                file = stack.enter_context(path.open("a"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
+                except BlockingIOError as error:
                     raise InputError(_TAKEN) from error
+                stack.callback(fcntl.flock, file, fcntl.LOCK_UN)  # a forked child has it open
             else:
                 connection = stack.enter_context(engine.connect())
                 connection.detach()  # the lock ends with the connection, not with its use

@@ -143,8 +143,11 @@ class Page:
             return render("refusal.html", reason=error.detail), False
         try:
             read = partial(asyncio.sleep, 0, images)  # nothing is left to wait for
-            result = await self.queue.run(read, lambda _: self._predict(images, cells))
-            await asyncio.to_thread(self.recorder.record, user, [result.row], [result.case])
+            result = await self.queue.run(
+                read,
+                lambda _: self._predict(images, cells),
+                lambda _, result: self.recorder.record(user, [result.row], [result.case]),
+            )
         except ProblemError as error:
             return render("refusal.html", reason=error.detail), True
         audience = audience if audience in self.audiences else AUDIENCES[0]
@@ -253,17 +256,20 @@ def _build_page(page: Page) -> Any:
             gr.HTML(render("learn.html"))
         with gr.Tab("Model"):
             gr.HTML(render("model.html", card=page.predictor.card))
-        # A result belongs to the images and the record that it was computed from.
-        changes = [field.change for field in fields]
-        changes += [event for one in uploads for event in (one.upload, one.clear, one.delete)]
-        gr.on(changes, None, None, output, js="() => ''", api_visibility="private")
-        button.click(
+        analysis = button.click(
             analyse,
             [audience, *uploads, *fields],
             [output, *uploads],
             api_visibility="private",
             concurrency_limit=None,  # the request queue has its own limit
-        ).then(None, js=_SCROLL, api_visibility="private")
+        )
+        analysis.then(None, js=_SCROLL, api_visibility="private")
+        # A result belongs to the images and the record that it was computed from.
+        changes = [field.change for field in fields]
+        changes += [event for one in uploads for event in (one.upload, one.clear, one.delete)]
+        gr.on(
+            changes, None, None, output, js="() => ''", api_visibility="private", cancels=[analysis]
+        )
     return blocks
 
 

@@ -26,6 +26,15 @@ def cohort(root: Path, text: str, encoding: str = "utf-8") -> Path:
     return root
 
 
+@pytest.mark.parametrize(
+    "words", [("0", "1.00"), ("0.0", "01"), ("benign", "Malignant"), ("no", "YES"), ("nein", "ja")]
+)
+def test_spellings_of_the_target(tmp_path: Path, words: tuple[str, str]) -> None:
+    rows = [f"I{row},P{row},40,male,torso,{words[row % 2]}" for row in range(4)]
+    table = load("csv", cohort(tmp_path, HEADER + "\n".join(rows)))
+    assert table["target"].tolist() == [0, 1, 0, 1]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_separators_and_byte_order_marks(tmp_path: Path, separator: str, encoding: str) -> None:

@@ -274,7 +274,7 @@ def test_failures_are_named_and_retried_or_parked(
 
 
 @needs_orthanc
-@pytest.mark.parametrize("status", [503, 429, -3])
+@pytest.mark.parametrize("status", [503, 429, 403, 302, -3])
 def test_an_image_that_always_fails_blocks_no_other(
     status: int, front: Front, both: Path, pictures: Path, tmp_path: Path, capsys: Said,
     monkeypatch: pytest.MonkeyPatch,
@@ -292,7 +292,8 @@ def test_an_image_that_always_fails_blocks_no_other(
     command.append("timeout=1")
     assert main.main([*command, "watch=7.5"]) == 130
     told = capsys.readouterr().err
-    reason = f"HTTP {status}" if status > 0 else "no answer (ReadTimeout)"
+    named = {302: "the server redirects", -3: "no answer (ReadTimeout)"}
+    reason = named.get(status, f"HTTP {status}")
     assert f"1.2.840.99.0.2: postponed until the others are done (read: {reason}" in told
     assert f"1.2.840.99.1.2: postponed until the others are done (store: {reason}" in told
     check_evidence(front.archive, 1)
@@ -327,7 +328,8 @@ def test_a_token_that_expires_is_renewed_from_its_file(
     assert main.main(command) == 3
     told = capsys.readouterr()
     assert (
-        "search: HTTP 401, the token is wrong or expired: renew SKINMM_DICOMWEB_TOKEN" in told.err
+        "search: HTTP 401 Unauthorized, the token is wrong or expired: renew SKINMM_DICOMWEB_TOKEN"
+        in told.err
     )
     token.write_text("secret-2\n")
     assert main.main(command) == 0

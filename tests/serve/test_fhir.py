@@ -106,8 +106,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         bundle = json.loads(body)
         server.received.append((self.headers.get("Authorization"), bundle))
-        entries = [{"response": {"status": "201"}}] * (len(bundle["entry"]) - (server.lost or 0))
-        answer = {"resourceType": "Bundle", "type": "transaction-response", "entry": entries}
+        entries = [{"response": {"status": server.entry}}] * (
+            len(bundle["entry"]) - (server.lost or 0)
+        )
+        answer = {"resourceType": "Bundle", "type": server.kind, "entry": entries}
         data = json.dumps(answer).encode() if server.lost is not None else b"<html>Log in</html>"
         self.send_response(server.status)
         if server.status == 301:
@@ -124,6 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[Any]:
     server: Any = HTTPServer(("127.0.0.1", 0), _Handler)
     server.received, server.status, server.lost = [], 200, 0
+    server.entry, server.kind = "201 Created", "transaction-response"
     Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -151,17 +154,26 @@ def test_a_transaction_creates_each_resource_once(
 
 
 @pytest.mark.parametrize(
-    ("status", "lost", "reason"),
+    ("status", "lost", "answer", "reason"),
     [
-        (301, 0, "the server redirects; set url to the final address"),
-        (200, 1, "does not confirm that it stored the cases"),
-        (200, None, "does not confirm that it stored the cases"),
+        (301, 0, ("201", "transaction-response"), "the server redirects; set url to the final"),
+        (200, 1, ("201", "transaction-response"), "does not confirm that it stored the cases"),
+        (200, None, ("201", "transaction-response"), "does not confirm that it stored the cases"),
+        (200, 0, ("400", "transaction-response"), "does not confirm that it stored the cases"),
+        (201, 0, ("201", "transaction"), "does not confirm that it stored the cases"),
     ],
 )
 def test_an_answer_that_confirms_nothing_is_no_success(
-    status: int, lost: int | None, reason: str, place: Path, server: Any, capsys: Said
+    status: int,
+    lost: int | None,
+    answer: tuple[str, str],
+    reason: str,
+    place: Path,
+    server: Any,
+    capsys: Said,
 ) -> None:
     server.status, server.lost = status, lost
+    server.entry, server.kind = answer
     command = ["fhir", f"store={place}", f"url=http://127.0.0.1:{server.server_port}/fhir"]
     assert main.main(command) == 2
     told = capsys.readouterr()

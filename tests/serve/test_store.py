@@ -291,6 +291,23 @@ def test_a_prediction_after_the_time_limit_is_no_case(
         assert opened.get("/v1/cases").json()["cases"] == []
 
 
+def test_a_store_that_is_slow_delays_the_answer(
+    service: CasePredictor, pictures: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Store.add
+
+    def add_late(*given: Any) -> list[int]:
+        time.sleep(3)
+        return add(*given)
+
+    monkeypatch.setattr(Store, "add", add_late)
+    app = application(service, seconds=2, store=place)
+    with client(app) as opened:
+        status, row = send(opened, jpeg_of(pictures), **RECORD)
+        assert (status, row["case"]) == (200, 1)
+        assert len(opened.get("/v1/cases").json()["cases"]) == 1
+
+
 def test_a_kill_loses_no_case_that_was_acknowledged(both: Path, pictures: Path, place: str) -> None:
     image, numbers, acknowledged = jpeg_of(pictures), count(), []
 

@@ -158,8 +158,9 @@ def _parse_cells(cells: "pd.Series[Any]") -> "tuple[pd.Series[Any], pd.Series[bo
         values, mask = parse_column(cells, str(cells.name))
         return pd.Series(values, cells.index, values.dtype), pd.Series(mask, cells.index)
     if cells.name == "target":
-        numbers = map_unique(cells, parse_target).astype("float64")
-        return numbers, cells.notna() & numbers.isna()
+        numbers = pd.to_numeric(cells, errors="coerce").astype("float64")
+        numbers = numbers.fillna(map_unique(cells, parse_target).astype("float64"))
+        return numbers, cells.notna() & ~numbers.isin((0, 1))
     numbers = pd.to_numeric(cells, errors="coerce").astype("float64")
     return numbers, cells.notna() & ~(numbers > 0)
 

@@ -144,8 +144,10 @@ async function submit(event, model) {
     if (answer.getBoundingClientRect().top > 0.6 * innerHeight) answer.scrollIntoView();
     status(`Done in ${Math.round(performance.now() - started)} ms on this device.`);
   } catch (error) {
-    showRefusal(error.message);
-    status('');
+    if (analysed === inputs) {
+      showRefusal(error.message);
+      status('');
+    }
   } finally { button.disabled = false; }
 }
 

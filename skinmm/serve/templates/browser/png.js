@@ -54,7 +54,9 @@ function readChunks(data) {
     const end = at + 8 + view.getUint32(at);
     const name = String.fromCharCode(...data.subarray(at + 4, at + 8));
     const content = data.subarray(at + 8, end);
-    if (view.getUint32(end) !== checksum(data.subarray(at + 4, end))) throw new ImageError(DAMAGED);
+    // As in Pillow; the compressed pixels have a checksum of their own.
+    const isChecked = !result.parts.length && name !== 'IDAT';
+    if (isChecked && view.getUint32(end) !== checksum(data.subarray(at + 4, end))) throw new ImageError(DAMAGED);
     if (name === 'IHDR' && content.length === 13) result.header = new DataView(content.buffer, content.byteOffset, 13);
     if (name === 'PLTE') { result.palette = new Uint8Array(768); result.palette.set(content); }
     if (name === 'IDAT') result.parts.push(content);
