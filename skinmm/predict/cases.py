@@ -87,7 +87,10 @@ class CasePredictor:
         prediction = self.predict_table([row], files)[0]
         inputs = {*self.predictor.columns, *({"image"} & self.predictor.inputs)}
         if not prediction["error"] and inputs <= {*prediction["missing"]}:
-            prediction["error"] = "nothing to predict from: choose an image or enter a value"
+            unknown = "".join(f"{name} was not recognised; " for name in prediction["unknown"])
+            prediction["error"] = (
+                f"nothing to predict from: {unknown}choose an image or enter a value"
+            )
         return prediction
 
     def predict_table(

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from skinmm.config.addresses import Token, refuse_redirect, require_private
 from skinmm.config.checkpoints import announce_included, find_checkpoints
+from skinmm.config.checks import check_filters
 from skinmm.config.remote_commands import DicomwebConfig
 from skinmm.errors import InputError, one_line, print_error, print_line
 from skinmm.images.source import Source
@@ -119,7 +120,10 @@ class _Worker:
             for uid in self._outbox.list_ready(postponed=True):
                 self._send(uid, is_again=True)
         except (UnavailableError, StoreError) as error:
-            print_error(f"{error}; nothing is lost, the next search tries again")
+            again = (
+                "run the command again" if self._config.watch is None else "the next search does"
+            )
+            print_error(f"{error}; nothing is lost: {again}")
             return False
         return True
 
@@ -207,8 +211,7 @@ class Server:
         self._client = DICOMwebClient(config.url, session, timeout=config.timeout)
         self._client.set_http_retry_params(retry=False)
         self._filters, self._modalities = config.filters or {}, config.modality
-        if not isinstance(self._filters, dict):
-            raise InputError(f"filters={self._filters}: must be pairs, as {{StudyDate: 20261101-}}")
+        check_filters(self._filters)
 
     def find(self) -> Iterator[Image]:
         """Find the images of the modalities."""

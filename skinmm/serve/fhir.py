@@ -33,6 +33,7 @@ CODES: Final = {
 }
 """SNOMED CT codes of the classes that are one concept; the others combine several diagnoses."""
 PROCEDURE: Final = ("446078004", "Dermoscopic photography")
+CODE_OF_RECORD: Final = {"text": "assessment of a skin lesion without an image"}
 USER: Final = "fhir"
 TIMEOUT: Final = 60
 _BATCH: Final = 100  # cases of a transaction
@@ -239,7 +240,9 @@ def build_report(
         "case",
         _name(case),
         status="final" if verdict else "preliminary",
-        code={"coding": [_code(*PROCEDURE)]},
+        code=CODE_OF_RECORD
+        if "image" in result.get("missing", ())
+        else {"coding": [_code(*PROCEDURE)]},
         subject=subject,
         effectiveDateTime=case["at"],
         issued=case["at"],

@@ -1,7 +1,9 @@
 """Web page: a Gradio application that analyses one lesion and renders the result from templates."""
 
 import asyncio
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,13 +102,13 @@ class Page:
     recorder: CaseRecorder
     audiences: Sequence[str] = AUDIENCES[:1]
 
-    def save_verdict(self, user: str, number: Any, verdict: str | None) -> str:
+    def save_verdict(self, user: str, number: str, verdict: str | None) -> str:
         """Store the confirmed diagnosis of a case, and return a confirmation or error as HTML."""
         try:
             if self.recorder.store is None:
                 raise ProblemError.unusable("This service does not store cases.")
-            if not isinstance(number, int | float) or number < 1 or number % 1:
-                raise ProblemError.unusable("Enter the number of the case, without decimals.")
+            if not re.fullmatch(r"\d{1,10}", number.strip()):
+                raise ProblemError.unusable("Enter the number of the case, in digits.")
             if verdict is None:
                 raise ProblemError.unusable("Choose the diagnosis.")
             before = read_case(self.recorder.store, user, int(number))["verdict"]
@@ -250,6 +252,7 @@ def _build_page(page: Page) -> Any:
                 button = gr.Button("Analyse this lesion", variant="primary")
             with gr.Column(scale=3, min_width=300):
                 output = gr.HTML(render("waiting.html", has_store=has_store))
+                waiting = json.dumps(output.value)
         if has_store:
             _add_verdicts(page)
         with gr.Tab("Learn"):
@@ -268,7 +271,13 @@ def _build_page(page: Page) -> Any:
         changes = [field.change for field in fields]
         changes += [event for one in uploads for event in (one.upload, one.clear, one.delete)]
         gr.on(
-            changes, None, None, output, js="() => ''", api_visibility="private", cancels=[analysis]
+            changes,
+            None,
+            None,
+            output,
+            js=f"() => {waiting}",
+            api_visibility="private",
+            cancels=[analysis],
         )
     return blocks
 
@@ -284,12 +293,12 @@ def _add_upload(gr: Any, view: str, has_views: bool) -> Any:
 def _add_verdicts(page: Page) -> None:
     import gradio as gr
 
-    def save(request: gr.Request, number: float | None, verdict: str | None) -> str:
+    def save(request: gr.Request, number: str, verdict: str | None) -> str:
         return page.save_verdict(get_user(request.request), number, verdict)
 
     with gr.Tab("Diagnosis"):
         gr.HTML("<p>Confirmed diagnosis (histology or follow-up).</p>")
-        number = gr.Number(label="Case", value=None)
+        number = gr.Textbox(label="Case", max_length=10)  # a number field reads 2,9 as 29
         verdict = gr.Radio([*page.predictor.predictor.classes], label="Diagnosis")
         button = gr.Button("Save", variant="primary")
         output = gr.HTML()

@@ -267,7 +267,7 @@ def test_failures_are_named_and_retried_or_parked(
     assert "postponed until the others are done (store: HTTP 502" in capsys.readouterr().err
     front.failures["POST"], front.failures["GET"] = [0], [503]
     assert main.main(command) == 3
-    assert "nothing is lost, the next search tries again" in capsys.readouterr().err
+    assert "nothing is lost: run the command again" in capsys.readouterr().err
     front.failures["GET"] = [0]
     assert main.main(command) == 0
     check_evidence(front.archive, 2)
@@ -388,6 +388,10 @@ def test_a_search_has_filters_and_an_end(
     assert "images: 1 sent, 0 ready, 0 parked" in capsys.readouterr().out
     assert main.main([*command, "filters=StudyDate"]) == 2
     assert "filters=StudyDate: must be pairs" in capsys.readouterr().err
+    wrong = {"StudyDat: 20261101-": "no DICOM keyword", "Modality: DMS": "set modality"}
+    for text, reason in {**wrong, "StudyDate: 2026-11-01": "must be YYYYMMDD"}.items():
+        assert main.main([*command, f"filters={{{text}}}"]) == 2
+        assert reason in capsys.readouterr().err
     server = Server(DicomwebConfig(url=f"http://127.0.0.1:{front.server_port}", store="cases.db"))
     with pytest.raises(UnavailableError, match="the answer is not DICOM; check url"):
         [*server.find()]

@@ -284,11 +284,11 @@ def test_a_verdict_on_the_page(service: CasePredictor, pictures: Path, tmp_path:
         page.analyse("me", {"": [upload]}, "clinician", "55", NOT_STATED, "torso", "P1")
     )
     assert "Saved as case <b>1</b>" in said
-    assert "Case 1, patient P1: benign. Thank" in page.save_verdict("you", 1.0, "benign")
-    assert "malignant (before: benign)." in page.save_verdict("you", 1.0, "malignant")
-    for number, words in ((None, "number of the case"), (7, "no case 7"), (1.7, "decimals")):
+    assert "Case 1, patient P1: benign. Thank" in page.save_verdict("you", "1", "benign")
+    assert "malignant (before: benign)." in page.save_verdict("you", " 1 ", "malignant")
+    for number, words in (("", "number of the case"), ("7", "no case 7"), ("1,7", "in digits")):
         assert words in page.save_verdict("you", number, "malignant")
-    assert "Choose the diagnosis" in page.save_verdict("you", 1, None)
+    assert "Choose the diagnosis" in page.save_verdict("you", "1", None)
     (case,) = store.find("me")
     assert (case["patient"], case["verdict"], case["verdict_who"]) == ("P1", "malignant", "you")
     assert case["record"] == {"age": 55.0, "site": "torso"}

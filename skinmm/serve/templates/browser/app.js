@@ -4,6 +4,7 @@ import { loadModel } from './model.js';
 const MAX_BYTES = 50e6;
 const one = (selector) => document.querySelector(selector);
 const status = (text) => { one('#status').textContent = text; };
+const waiting = one('#result').innerHTML;
 let chosen = null;
 let inputs = 0; // counts changes of the image and the record
 
@@ -95,7 +96,7 @@ function showRefusal(reason) {
 // A result belongs to the image and the record that it was computed from.
 function clearResult() {
   inputs += 1;
-  one('#result').replaceChildren();
+  one('#result').innerHTML = waiting;
   status('');
 }
 
