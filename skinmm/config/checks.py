@@ -1,6 +1,5 @@
 """Checks of settings that depend on each other."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from operator import attrgetter
@@ -121,18 +120,3 @@ def check_fold(data: DataConfig, alternative: str = "") -> None:
         return
     allowed = "a source's number, from 0" if by_source else f"0 to {last} (data.folds={data.folds})"
     raise InputError(f"data.fold={data.fold}: must be {allowed}{alternative}")
-
-
-def check_filters(filters: Any) -> None:
-    """Refuse filters that servers would ignore or that match nothing."""
-    from pydicom.datadict import tag_for_keyword
-
-    if not isinstance(filters, dict):
-        raise InputError(f"filters={filters}: must be pairs, as {{StudyDate: 20261101-}}")
-    for name, value in filters.items():
-        if name == "Modality":
-            raise InputError("filters: for the modality, set modality=[...]")
-        if tag_for_keyword(name) is None and not re.fullmatch("[0-9A-Fa-f]{8}", name):
-            raise InputError(f"filters: {name} is no DICOM keyword, as StudyDate and PatientID are")
-        if name.endswith("Date") and not re.fullmatch(r"\d{8}(-(\d{8})?)?|-\d{8}", str(value)):
-            raise InputError(f"filters: {name}={value}: must be YYYYMMDD, or a range with -")

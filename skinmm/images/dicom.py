@@ -3,6 +3,7 @@
 pydicom is imported inside functions, so that reading JPEG files does not import it.
 """
 
+import re
 import zlib
 from datetime import datetime
 from io import BufferedReader, BytesIO
@@ -13,6 +14,7 @@ import simplejpeg
 from jaxtyping import Num, UInt8
 from PIL import Image
 
+from skinmm.errors import InputError
 from skinmm.images.base import (
     DecodeError,
     ImageInfo,
@@ -290,3 +292,18 @@ def _compute_range(dataset: Dataset) -> tuple[float, float]:
     windowed = None not in (dataset.get("WindowCenter"), dataset.get("WindowWidth"))
     # pydicom's window puts its dark side at the lowest stored value, whatever the slope's sign.
     return ends if windowed else (min(ends), max(ends))
+
+
+def check_filters(filters: Any) -> None:
+    """Refuse filters of a DICOMweb search that servers would ignore, or that match nothing."""
+    from pydicom.datadict import tag_for_keyword
+
+    if not isinstance(filters, dict):
+        raise InputError(f"filters={filters}: must be pairs, as {{StudyDate: 20261101-}}")
+    for name, value in filters.items():
+        if name == "Modality":
+            raise InputError("filters: for the modality, set modality=[...]")
+        if tag_for_keyword(name) is None and not re.fullmatch("[0-9A-Fa-f]{8}", name):
+            raise InputError(f"filters: {name} is no DICOM keyword, as StudyDate and PatientID are")
+        if name.endswith("Date") and not re.fullmatch(r"\d{8}(-(\d{8})?)?|-\d{8}", str(value)):
+            raise InputError(f"filters: {name}={value}: must be YYYYMMDD, or a range with -")

@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from skinmm.config.addresses import Token, refuse_redirect, require_private
 from skinmm.config.checkpoints import announce_included, find_checkpoints
-from skinmm.config.checks import check_filters
 from skinmm.config.remote_commands import DicomwebConfig
 from skinmm.errors import InputError, one_line, print_error, print_line
+from skinmm.images.dicom import check_filters
 from skinmm.images.source import Source
 from skinmm.predict.cases import CasePredictor
 from skinmm.predict.dicom_sr import CAPTURE, INVALID, build_results
