@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [PAIRS] [IMAGE_SIZE]
 
 Both alternate in one process, so that other load affects both. The ratio of each pair and the
-median are printed. The target is a median of at most 1.05.
+median are printed. The target is a median of at most 1.03.
 """
 
 import copy
