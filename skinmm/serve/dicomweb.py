@@ -203,9 +203,9 @@ class Server:
         session.trust_env = False  # no passwords of a .netrc
         session.hooks["response"].append(refuse_redirect)
         session.auth = TOKEN
-        for name in filter(None, (config.certificate, config.client_certificate)):
-            if not Path(name).is_file():
-                raise InputError(f"{name}: no such certificate file")
+        for path in filter(None, (config.certificate, config.client_certificate)):
+            if not Path(path).is_file():
+                raise InputError(f"{path}: no such certificate file")
         session.verify = config.certificate or True
         session.cert = config.client_certificate
         self._client = DICOMwebClient(config.url, session, timeout=config.timeout)
@@ -267,8 +267,8 @@ class Server:
         """Return whether an object is stored; its UID depends on its content."""
         uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
         try:
-            found = self._call("check", lambda: self._client.retrieve_instance_metadata(*uids))
-            return bool(found["00080018"]["Value"] == [dataset.SOPInstanceUID])
+            metadata = self._call("check", lambda: self._client.retrieve_instance_metadata(*uids))
+            return bool(metadata["00080018"]["Value"] == [dataset.SOPInstanceUID])
         except (RefusedError, LookupError, TypeError):
             return False
 
