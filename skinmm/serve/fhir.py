@@ -291,10 +291,11 @@ def send(url: str, bundle: dict[str, Any]) -> None:
         raise InputError(f"the server refuses the cases: HTTP {answer.status_code}{advice}")
     try:
         content = answer.json()
+        kind = content["type"]
         statuses = [entry["response"]["status"][0] for entry in content["entry"]]
     except (ValueError, LookupError, TypeError):
-        statuses = []
-    if statuses != ["2"] * len(bundle["entry"]) or content["type"] != "transaction-response":
+        kind, statuses = "", []
+    if kind != "transaction-response" or statuses != ["2"] * len(bundle["entry"]):
         raise InputError(
             "the server does not confirm that it stored the cases: its answer is no "
             "transaction-response with a status 2xx for each entry; check url"

@@ -269,8 +269,7 @@ def list_warnings(data: LesionData, module: Classifier, findings: dict[str, Any]
     for key, value, needed in list_changed(config, "inputs"):
         if not {*needed.split()} <= {*data.inputs}:
             warnings.append(f"{key}={value} has no effect with fusion={config.fusion.name}")
-    if config.evaluation.cost_ratio and config.evaluation.threshold != "cost":
-        rule = config.evaluation.threshold
+    if config.evaluation.cost_ratio and (rule := config.evaluation.threshold) != "cost":
         warnings.append(f"evaluation.cost_ratio has no effect with evaluation.threshold={rule}")
     return warnings
 
