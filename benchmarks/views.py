@@ -1,6 +1,7 @@
 """Several images of a lesion: HAM10000 by lesion, missing views, cost for single images, sorting.
 
     python benchmarks/views.py ham DIR SIDE            # HAM10000 under DIR, images of SIDE pixels
+    python benchmarks/views.py tuned DIR SIDE          # the same, with fine-tuned networks
     python benchmarks/views.py withhold RUN DIR        # curve of a run of data.unit=lesion
     python benchmarks/views.py speed BEFORE            # BEFORE: checkout of an earlier commit
     python benchmarks/views.py sort ROWS               # rows of lesions sorted on disk
@@ -32,12 +33,16 @@ ARMS = {
     "gated": ["data.unit=lesion", "views=gated"],
     "gated_withheld": ["data.unit=lesion", "views=gated", "model.drop_views=0.3"],
 }
-FROZEN = (
+SHARED = (
     *("data=ham10000", "data.missing=drop", "data.fold=all", "model=effnet_lite0"),
-    *("model.freeze=true", "augment=none", "fusion=image_only", "trainer.workers=0"),
-    *("optimizer.lr=0.003", "trainer.batch_size=128", "trainer.max_epochs=15"),
-    *("report.pictures=false", "report.explain=false", "evaluation.call=balanced"),
+    *("fusion=image_only", "report.pictures=false", "report.explain=false"),
+    "evaluation.call=balanced",
 )
+FROZEN = (
+    *("model.freeze=true", "augment=none", "trainer.workers=0"),
+    *("optimizer.lr=0.003", "trainer.batch_size=128", "trainer.max_epochs=15"),
+)
+TUNED = ("trainer.batch_size=16", "trainer.max_epochs=5", "trainer.patience=5")
 PROBE = """
 import sys, time
 import pandas as pd, torch
@@ -132,8 +137,8 @@ def measure_sorting(rows: int) -> None:
     print(f"{count} rows: {time.perf_counter() - start:.0f} s, {peak:.0f} MB")
 
 
-def compare_on_ham10000(root: Path, folder: Path, side: str) -> None:
-    """Train every arm on frozen features of the lesions of several images, and compare them."""
+def compare_on_ham10000(root: Path, folder: Path, side: str, *, tuned: bool = False) -> None:
+    """Train every arm on the lesions of several images, and compare them."""
     from skinmm.cli import main
     from skinmm.evaluation.comparison import compare
     from skinmm.evaluation.predictions import read_predictions
@@ -142,15 +147,19 @@ def compare_on_ham10000(root: Path, folder: Path, side: str) -> None:
     table = pd.read_csv(root / "HAM10000_metadata.csv")
     is_single = ~table["lesion_id"].duplicated(keep=False)
     table[is_single][["lesion_id"]].to_csv(folder / "single_images.csv", index=False)
-    shared = [f"data.root={root}", f"model.cache={folder / 'features'}", f"model.image_size={side}"]
+    shared = [*SHARED, *(TUNED if tuned else FROZEN)]
+    shared += [f"data.root={root}", f"model.image_size={side}"]
+    if not tuned:
+        shared += [f"model.cache={folder / 'features'}"]
+    arms = dict([*ARMS.items()][: -1 if tuned else None])
     shared += [f"+data.args.exclude={folder / 'single_images.csv'}"]
-    for name, overrides in ARMS.items():
+    for name, overrides in arms.items():
         run = folder / name
         if not (run / "metrics.json").is_file():
-            if main.train([*FROZEN, *overrides, *shared, f"hydra.run.dir={run}"]):
+            if main.train([*shared, *overrides, f"hydra.run.dir={run}"]):
                 sys.exit(f"{name}: failed")
             torch.use_deterministic_algorithms(mode=False)
-    files = {name: read_predictions(folder / name / "predictions" / "test.csv") for name in ARMS}
+    files = {name: read_predictions(folder / name / "predictions" / "test.csv") for name in arms}
     result = compare(files)
     print({name: result[name] for name in ("n", "positives", "units")})
     names = ("auroc", "average_precision", "brier")
@@ -159,7 +168,7 @@ def compare_on_ham10000(root: Path, folder: Path, side: str) -> None:
     for pair in result["pairs"]:
         metrics = {key: pair["metrics"][key] for key in names if key in pair["metrics"]}
         print(pair["a"], "-", pair["b"], metrics)
-    for name in ("gated", "gated_withheld"):
+    for name in () if tuned else ("gated", "gated_withheld"):
         measure_withholding(folder / name, root)
 
 
@@ -197,6 +206,9 @@ if __name__ == "__main__":
             measure_sorting(int(rows))
         case ["ham", root, side]:
             compare_on_ham10000(Path(root).resolve(), Path("runs/views").resolve(), side)
+        case ["tuned", root, side]:
+            folder = Path("runs/views_tuned").resolve()
+            compare_on_ham10000(Path(root).resolve(), folder, side, tuned=True)
         case ["withhold", run, root]:
             measure_withholding(Path(run), Path(root))
         case _:

@@ -87,13 +87,13 @@ def suggest_path(path: Path | str) -> str:
 
 
 def require_package(module: str, feature: str, extra: str) -> None:
-    """Refuse a feature if the package that it needs is not installed; an extra installs it."""
+    """Raise InputError if an optional package is not installed; the message names the extra."""
     if find_spec(module) is None:
         raise InputError(f"{feature} needs {module}: pip install 'skinmm[{extra}]'")
 
 
 def require_new_output(key: str, path: Path, *, overwrite: bool, suffix: str = "") -> None:
-    """Refuse an output of the setting `key`: a file that exists, a folder that contains files.
+    """Raise InputError if an output path already has a file, or a folder with files.
 
     Also a file without the `suffix`.
     """

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from skinmm.cli.compose import CONF, store_config
 from skinmm.cli.main import COMMANDS
 from skinmm.config import Config, PredictConfig, ScheduleConfig, flatten, from_mapping, to_mapping
-from skinmm.config.commands import ServeConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.config.schema import TrainerConfig
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.cohorts import ADAPTERS

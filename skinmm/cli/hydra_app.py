@@ -135,7 +135,7 @@ def _print_overviews() -> None:
 
 
 def require_writable(key: str, output: str) -> None:
-    """Refuse an output that is not writable, before any work is done; URLs pass."""
+    """Raise InputError if an output is not writable; URLs are not checked."""
     if not output or ":/" in output:
         return
     path = Path(output).absolute()
@@ -210,7 +210,7 @@ def changed_environment(**variables: str) -> Iterator[None]:
 
 
 def _check_folders(argv: list[str]) -> None:
-    """Refuse run folders that cannot be created, and configuration folders that do not exist.
+    """Raise InputError if a run folder cannot be created, or a configuration folder is missing.
 
     Hydra makes the former before it runs the job, and only warns about the latter.
     """

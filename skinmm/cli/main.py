@@ -69,7 +69,7 @@ _COMMANDS: Final = (
     Command("dicom-sr", remote.DicomConfig, "skinmm.predict.dicom_sr:write_results"),
     Command("dicomweb", remote.DicomwebConfig, "skinmm.serve.dicomweb:exchange"),
     Command("fhir", remote.FhirConfig, "skinmm.serve.fhir:export_cases"),
-    Command("serve", schemas.ServeConfig, "skinmm.serve.run:serve"),
+    Command("serve", remote.ServeConfig, "skinmm.serve.run:serve"),
     Command("feedback", schemas.FeedbackConfig, "skinmm.cli.commands:run_feedback", draws=True),
     Command("report", schemas.ReportPageConfig, "skinmm.cli.commands:run_report", draws=True),
     Command("compare", schemas.CompareConfig, "skinmm.cli.commands:run_compare", draws=True),

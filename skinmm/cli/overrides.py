@@ -83,7 +83,7 @@ def load_user_code(argv: list[str]) -> None:
 
 
 def require_user_configs(argv: list[str]) -> None:
-    """Refuse a missing folder of `add_user_configs`."""
+    """Raise InputError if a folder of `add_user_configs` is missing."""
     for word in argv:
         if word.startswith(_SEARCH_PATH):
             folder = word.removeprefix(f"{_SEARCH_PATH}['file://").removesuffix("']")

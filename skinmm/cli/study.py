@@ -104,7 +104,7 @@ def _prepare_arm(config: Config, folder: Path, overrides: list[str]) -> Arm:
 
 
 def _require_image_files(data: DataConfig, name: str) -> None:
-    """Refuse a cohort with images inside containers, which prediction does not read."""
+    """Raise InputError if images are inside containers, which prediction does not read."""
     from skinmm.data.cohorts import load_cohort
     from skinmm.images.source import split_frame
 

@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
 
 
 def require_private(url: str, refusal: str) -> None:
-    """Refuse a URL that is not HTTP(S), contains a secret, or sends plain HTTP to another machine.
+    """Raise InputError if a URL is not HTTP(S), has a secret, or is plain HTTP to another machine.
 
     `refusal` is the message about a user, password or query in it.
     """

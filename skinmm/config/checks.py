@@ -52,7 +52,7 @@ def _check_trainer(trainer: TrainerConfig) -> None:
 
 
 def check_final(config: Config) -> None:
-    """Refuse settings that need validation rows, or leave rows out, together with `final=true`."""
+    """Raise InputError if settings need validation rows, or leave rows out, with `final=true`."""
     if config.data.fold != "all":
         raise InputError(
             f"final=true: needs data.fold=all, whose folds select the number of epochs; here "
@@ -70,7 +70,7 @@ def check_final(config: Config) -> None:
 
 
 def _check_task(config: Config) -> None:
-    """Refuse settings that the task would silently ignore."""
+    """Raise InputError if the task would ignore a setting."""
     if config.model.freeze and config.model.tune in ("norm", "lora"):
         raise InputError(f"model.freeze=true means tune=head, not model.tune={config.model.tune}")
     task, monitor = config.task, config.trainer.monitor

@@ -10,6 +10,7 @@ CHECKPOINT: Final = "RUN/checkpoints/best.ckpt"
 CHECKPOINTS: Final = "run folder, file, pattern, list, zoo:cc0 (included), hf://ORG/NAME@REVISION"
 DECODERS: Final = "decoding threads; null: CPU cores, at most 8"
 MASTER: Final = "Spark master: local[CORES], or the URL of a cluster"
+TEXTS: Final = "words of the page in another language; null: English"
 UNCALIBRATED: Final = "accept checkpoints without calibration; every decision is then refer"
 
 
@@ -139,6 +140,7 @@ class ExportConfig:
     runtime: str | None = literal_path(
         None, "folder of onnxruntime-web for target=browser; null: that in node_modules"
     )
+    texts: str | None = literal_path(None, TEXTS, usage="TOML")
     plugins: list[str] = literal_path([], PLUGINS)
     precision: str = setting(
         "fp32",
@@ -285,25 +287,6 @@ class RunsConfig:
     """List runs: date, data, model, fusion, and the first metric with its interval."""
 
     input: str = literal_path("runs", "folder of runs, or of folders of runs", positional=True)
-
-
-@dataclass
-class ServeConfig(InferenceConfig):
-    """Serve a web page and a REST API for one patient at a time (research use only)."""
-
-    checkpoint: Any = literal_path(INCLUDED, CHECKPOINTS, usage=CHECKPOINT)
-    host: str = setting("127.0.0.1", "address to listen on; a public one needs keys", usage="IP")
-    port: int = setting(8000, "port to listen on", low=1, high=65535)
-    keys: str | None = literal_path(None, "file of SHA-256 digests of API keys", usage="keys.txt")
-    page: bool = setting(True, "serve the web page; false: the API only")
-    patient_view: bool = setting(
-        False, "offer a wording for patients on the page; it never gives an all-clear"
-    )
-    store: str | None = literal_path(None, "case store: SQLite file or PostgreSQL URL; null: none")
-    store_images: bool = setting(False, "also store the images of the cases")
-    queue: int = setting(8, "maximum waiting and running requests", low=1, high=1000)
-    timeout: float = setting(60.0, "maximum duration of a request in seconds", low=0.1, high=3600)
-    batch: int = setting(32, "maximum number of patients per batch request", low=1, high=1000)
 
 
 @dataclass

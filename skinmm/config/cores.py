@@ -27,22 +27,27 @@ def prepare_threads() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
 
-def _iterate_quotas(cgroup: Path, cgroups: Path) -> Iterator[float]:
-    """Yield the quotas, in cores, of the control groups (versions 1 and 2) of this process."""
+def iterate_cgroups(controller: str, cgroup: Path, cgroups: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield the folders of this process's control groups, and whether they are of version 1."""
     for line in cgroup.read_text().splitlines() if cgroup.is_file() else []:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         parts = Path(path.strip("/")).parts
-        # In a container the path may be that outside: the root then has the container's quota.
-        for root in (cgroups / controllers, cgroups / "cpu") if controllers else (cgroups,):
+        # In a container the path may be that outside: the root then has the container's limit.
+        for root in dict.fromkeys((cgroups / controllers, cgroups / (controllers and controller))):
             for count in range(len(parts) + 1):
-                folder = root.joinpath(*parts[:count])
-                names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
-                try:
-                    words = " ".join((folder / name).read_text() for name in names).split()
-                    quota, period = map(int, words)
-                except (OSError, ValueError):  # no such group, or no quota ("max")
-                    continue
-                if quota > 0 and period > 0:
-                    yield quota / period
+                yield root.joinpath(*parts[:count]), bool(controllers)
+
+
+def _iterate_quotas(cgroup: Path, cgroups: Path) -> Iterator[float]:
+    """Yield the quotas of the control groups in cores."""
+    for folder, is_old in iterate_cgroups("cpu", cgroup, cgroups):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_old else ("cpu.max",)
+        try:
+            words = " ".join((folder / name).read_text() for name in names).split()
+            quota, period = map(int, words)
+        except (OSError, ValueError):  # no such group, or no quota ("max")
+            continue
+        if quota > 0 and period > 0:
+            yield quota / period

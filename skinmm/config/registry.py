@@ -78,7 +78,7 @@ class Registry(Mapping[str, T]):
         return len({**self._included, **find_plugins(self._kind)})
 
     def require_free(self, name: str, plugin: Plugin) -> None:
-        """Refuse a plug-in with the name of a component of this package."""
+        """Raise InputError if a plug-in has the name of a component of this package."""
         if name in self._included:
             title = describe(self._kind, name, plugin.source)
             raise InputError(f"{title} has the name of a component of skinmm; rename it")
@@ -144,7 +144,7 @@ def list_sources(names: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def require_sources(path: Path, parts: list[dict[str, str]]) -> None:
-    """Refuse a checkpoint whose network needs plug-ins that are not installed."""
+    """Raise InputError if the network of a checkpoint needs plug-ins that are not installed."""
     for part in (part for part in parts if part["kind"] in OF_NETWORK):
         source = {key: value for key, value in part.items() if key not in ("kind", "name")}
         title = describe(part["kind"], part["name"], source)

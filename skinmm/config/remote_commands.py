@@ -1,15 +1,36 @@
-"""Settings of commands for other systems: DICOM files, DICOMweb, FHIR and federations."""
+"""Settings of commands for other systems: service, DICOM files, DICOMweb, FHIR, federations."""
 
 from dataclasses import dataclass
 from typing import Any, Final
 
-from skinmm.config.commands import InferenceConfig
+from skinmm.config.checkpoints import INCLUDED
+from skinmm.config.commands import CHECKPOINT, CHECKPOINTS, TEXTS, InferenceConfig
 from skinmm.config.schema import Config, DataConfig
 from skinmm.config.setting import literal_path, output_path, section, setting
 
 STRATEGIES: Final = ("fedavg", "fedprox", "fedbn", "fedadam")
 SHARED: Final = ("rows", "prevalence", "auroc")
 INSECURE: Final = "allow other addresses than loopback without TLS and client keys"
+
+
+@dataclass
+class ServeConfig(InferenceConfig):
+    """Serve a web page and a REST API for one patient at a time (research use only)."""
+
+    checkpoint: Any = literal_path(INCLUDED, CHECKPOINTS, usage=CHECKPOINT)
+    host: str = setting("127.0.0.1", "address to listen on; a public one needs keys", usage="IP")
+    port: int = setting(8000, "port to listen on", low=1, high=65535)
+    keys: str | None = literal_path(None, "file of SHA-256 digests of API keys", usage="keys.txt")
+    page: bool = setting(True, "serve the web page; false: the API only")
+    texts: str | None = literal_path(None, TEXTS, usage="TOML")
+    patient_view: bool = setting(
+        False, "offer a wording for patients on the page; it never gives an all-clear"
+    )
+    store: str | None = literal_path(None, "case store: SQLite file or PostgreSQL URL; null: none")
+    store_images: bool = setting(False, "also store the images of the cases")
+    queue: int = setting(8, "maximum waiting and running requests", low=1, high=1000)
+    timeout: float = setting(60.0, "maximum duration of a request in seconds", low=0.1, high=3600)
+    batch: int = setting(32, "maximum number of patients per batch request", low=1, high=1000)
 
 
 @dataclass

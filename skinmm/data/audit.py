@@ -228,7 +228,7 @@ def _list_leaks(table: pd.DataFrame, divided: pd.DataFrame) -> dict[str, list[st
 
 
 def _list_indirect_leaks(table: pd.DataFrame) -> dict[str, list[str]]:
-    """List pairs of rows in two parts that are linked only by an absent image or unused rows."""
+    """List pairs of parts whose rows are linked only by unused rows or absent images."""
     used, named, pairs = table[table["part"] != UNUSED], set[str](), {}
     for how, rows in ((_ABSENT_ORIGINAL, used), (_UNUSED_ROWS, table)):
         component = pd.Series(find_components(rows), index=rows.index)

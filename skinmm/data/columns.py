@@ -62,7 +62,7 @@ def suggest_names(name: str, names: Iterable[str]) -> list[str]:
 def check_columns(
     columns: Sequence[str], present: Sequence[str], names: Sequence[str] = ()
 ) -> None:
-    """Refuse record columns that are unknown at prediction time or missing in the table.
+    """Raise InputError if record columns are unknown at prediction time, or not in the table.
 
     `names` are the columns of the user's table, for the message.
     """
@@ -157,7 +157,7 @@ def add_units(rows: pd.DataFrame, units: Mapping[str, str]) -> pd.DataFrame:
 
 
 def require_same_units(first: "CohortTable", second: "CohortTable", names: Sequence[str]) -> None:
-    """Refuse two cohorts that have a column in different units."""
+    """Raise InputError if two cohorts have a column in different units."""
     for column in first.units.keys() | second.units.keys():
         units = [cohort.units.get(column, "no unit") for cohort in (first, second)]
         if column in first.rows and column in second.rows and len({*units}) > 1:

@@ -255,7 +255,7 @@ class LesionData(FoldData):
     @property
     def record_widths(self) -> list[int]:
         """Number of encoded values of each record column."""
-        return [column.stop - column.start for column in self.encoder.layout]
+        return self.encoder.widths
 
     @property
     def empty_record(self) -> EmptyRecord:

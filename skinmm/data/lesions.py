@@ -141,7 +141,7 @@ def split_image_columns(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def require_different_images(stacked: pd.DataFrame, source: str) -> None:
-    """Refuse a row whose image columns name one file twice."""
+    """Raise InputError if the image columns of a row name one file twice."""
     if "image_id" not in stacked:  # the table has an image column of another name
         return
     files = map_unique(stacked["image_id"], lambda cell: strip_suffix(str(cell)))

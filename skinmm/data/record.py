@@ -89,11 +89,13 @@ class RecordEncoder:
 
     Attributes:
         layout: the slice of the vector that each column fills.
+        widths: the number of values of each column.
     """
 
     def __init__(self, columns: Sequence[_Column]) -> None:
         self._columns = tuple(columns)
-        stops = np.cumsum([column.width for column in columns]).tolist()
+        self.widths = [column.width for column in columns]
+        stops = np.cumsum(self.widths).tolist()
         self.layout = tuple(
             ColumnLayout(column.name, column.kind, stop - column.width, stop)
             for column, stop in zip(columns, stops, strict=True)

@@ -144,7 +144,7 @@ def add_relative(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
 
 
 def _require_comparable(rows: pd.DataFrame, data: DataConfig) -> None:
-    """Refuse columns that cannot be compared, and parts that may divide patients."""
+    """Raise InputError if columns cannot be compared, or parts may divide patients."""
     if data.allow_leaks:
         raise InputError(
             "data.relative compares rows of a patient, which have to be in one part of the split; "

@@ -34,7 +34,7 @@ def list_sources(table: pd.DataFrame) -> list[str]:
 
 
 def require_both_targets(table: pd.DataFrame, malignant: Bool[np.ndarray, " n"]) -> None:
-    """Refuse a split by source if a source lacks malignant or benign rows."""
+    """Raise InputError if a source of a split by source lacks malignant or benign rows."""
     for name, indices in table[table["fold"] >= 0].groupby("source").indices.items():
         rows = malignant[(table["fold"] >= 0).to_numpy(bool)][indices]
         if rows.all() or not rows.any():

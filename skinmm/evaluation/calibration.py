@@ -229,7 +229,7 @@ def _to_state(parameters: Parameters) -> dict[str, Any]:
 
 
 def _fit_temperature(probabilities: Probabilities, targets: Targets) -> dict[str, Any]:
-    """Fit the scale, then shifts with a prior around the shifts that preserve class means."""
+    """Fit temperature scaling with shifts of the classes, which a prior regularises."""
     logits, classes = log_probabilities(probabilities), probabilities.shape[1]
     start = np.r_[_fit_scale(probabilities, targets, _PRECISION)[0], np.zeros(classes)]
     shifts, precision = np.arange(1, classes + 1), np.r_[0.0, np.full(classes, _PRECISION)]

@@ -152,7 +152,7 @@ def fit_pooled_thresholds(
 def choose_f1_threshold(
     scores: Float64[np.ndarray, " n"], positives: Shaped[np.ndarray, " n"]
 ) -> float:
-    """Return the threshold with the highest F1, midway to the next lower score."""
+    """Return the threshold with the highest F1, in the middle between two scores."""
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(positives[order])
     f1 = 2 * hits / (np.arange(1, len(scores) + 1) + hits[-1])
@@ -198,7 +198,7 @@ def parse_costs(costs: Any, classes: Sequence[str]) -> list[list[float]] | None:
         return None
     if len(classes) < 3:  # noqa: PLR2004
         raise InputError(
-            "evaluation.costs: of two classes, evaluation.cost_ratio sets the threshold"
+            "evaluation.costs needs three classes or more; for two, set evaluation.cost_ratio"
         )
     matrix = 1 - np.eye(len(classes))
     for truth, row in (costs if isinstance(costs, Mapping) else {"": costs}).items():

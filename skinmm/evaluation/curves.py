@@ -119,7 +119,7 @@ class Curve:
 
 
 def partial_auroc(curve: Curve, floor: float) -> Samples:
-    """Return the area between the ROC curve and the line sensitivity = floor (0 to 1 - floor).
+    """Return the partial AUROC above a minimum sensitivity (0 to 1 - floor).
 
     Floor 0 gives the AUROC, floor 0.8 the score of the ISIC 2024 challenge. scikit-learn's
     `max_fpr` differs: it bounds the false positive rate.

@@ -80,7 +80,7 @@ def delong_test(
 
 
 def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> float:
-    """Return the lower end of the interval of an AUROC of 1, whose upper end is 1.
+    """Return the lower confidence bound of an observed AUROC of 1.
 
     All resamples of a perfect ranking are perfect too, and its standard error is 0. Method 5 of
     Newcombe (2006, doi:10.1002/sim.2324) finds instead the lowest true AUROC for which 1 is not

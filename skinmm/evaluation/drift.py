@@ -98,7 +98,7 @@ def stability_index(before: Int64[np.ndarray, " cells"], now: Int64[np.ndarray, 
 
 
 def _count(cells: Mapping[str, Any], column: "pd.Series[Any]") -> Int64[np.ndarray, " cells"]:
-    """Count the rows of each bin or value (the last for other values), then missing ones."""
+    """Count the rows of each bin or value, then of other values, then of missing values."""
     if "ends" in cells:
         numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
         present = np.isfinite(numbers)

@@ -17,7 +17,7 @@ _Mask = Bool[np.ndarray, " n"]
 _Patients = Shaped[np.ndarray, " n"]
 _Codes = Int64[np.ndarray, " n"]
 Statistic = Callable[[Draws], dict[str, Float64[np.ndarray, "b ..."]]]
-"""Metrics of b resamples, given how often each drew each of p patients; NaN where undefined."""
+"""Function from the counts of drawn patients (b resamples, p patients) to b values per metric."""
 Entry = dict[str, float | int | None]
 """`value`, `low` and `high` of a metric, and `left_out`: resamples in which it is undefined."""
 
@@ -62,7 +62,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "set_size": (0, math.inf),
     "number_needed_to_treat": (1, math.inf),
 }
-"""Range of each metric; that of all others is 0 to 1."""
+"""Bounds of the metrics that are not between 0 and 1."""
 
 
 def patient_codes(patients: _Patients) -> tuple[_Codes, int]:

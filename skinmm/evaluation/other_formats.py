@@ -55,10 +55,9 @@ def find_one_hot(table: pd.DataFrame, path: Path | str, classes: Sequence[str]) 
     row = int(np.flatnonzero(totals != 1)[0])
     if _has_truth(table):
         return []
-    sums = f"{' + '.join(names)} is {totals.iloc[row]:.0f}"
     raise InputError(
-        f"{path}: row {row + 2}: {sums}; a one-hot truth has one 1 in each row; name all of its "
-        "columns with classes=[...]"
+        f"{path}: row {row + 2}: {totals.iloc[row]:.0f} of the classes {', '.join(names)} are 1, "
+        "where one is expected; list all columns of classes with classes=[...]"
     )
 
 
@@ -101,8 +100,9 @@ def convert_predictions(
 
 def _rename(table: pd.DataFrame, path: Path | str, names: Mapping[str, str]) -> pd.DataFrame:
     names = {old: new for old, new in names.items() if old in table and old != new}
-    if both := [new for new in names.values() if new in table and new not in names]:
-        raise InputError(f"{path} has a column {both[0]} already; remove one of the two")
+    for old, new in names.items():
+        if new in table and new not in names:
+            raise InputError(f"{path}: {old} cannot be read as {new}: there is a column {new}")
     return table.rename(columns=names)
 
 

@@ -67,7 +67,7 @@ class PredictionFile:
             if column not in self.table:
                 raise InputError(
                     f"{self.path} has no probabilities: it needs p_malignant, or one column "
-                    f"p_<class> per class; it was read as {', '.join(columns)}{self._suggest()}"
+                    f"p_<class> per class; columns found: {', '.join(columns)}{self._suggest()}"
                 )
             malignancy = self._parse_numbers([column])
             return BINARY, np.hstack([1 - malignancy, malignancy])

@@ -79,7 +79,7 @@ def _to_canonical(
 def join_labels(
     table: pd.DataFrame, labels: pd.DataFrame, path: Path | str, labels_path: Path | str
 ) -> pd.DataFrame:
-    """Add the truth, and missing columns of patients and lesions, from a second table by image."""
+    """Join labels by image, and the patients and lesions that the table lacks."""
     labels, image_ids = (
         part.assign(image_id=part["image_id"].str.replace(IMAGE_EXTENSIONS, "", regex=True))
         for part in (labels, table[["image_id"]])
@@ -131,7 +131,7 @@ def _require_same_truth(
     theirs: "pd.Series[Any]",
     paths: tuple[Path | str, Path | str],
 ) -> None:
-    """Refuse a truth in a prediction file that contradicts the labels, in the same words."""
+    """Raise InputError if a truth in a prediction file contradicts the labels."""
     words, others = (cells.map(_simplify, na_action="ignore") for cells in (ours, theirs))
     differs = words.notna() & others.notna() & (words != others)
     # Other words, such as scores, are no statement of the truth.

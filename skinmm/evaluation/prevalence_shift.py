@@ -102,7 +102,7 @@ def _resample_shares(
     reference: _Reference,
     rng: np.random.Generator,
 ) -> _Shares:
-    """Return the shares of resampled patients, with the calibration of a resampled reference.
+    """Estimate the class shares on one bootstrap resample of target and reference patients.
 
     Patients are codes from 0, see `patient_codes`.
     """

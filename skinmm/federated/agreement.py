@@ -173,7 +173,7 @@ def require_fit(
     *,
     is_taken: bool = False,
 ) -> None:
-    """Refuse a centre with other classes or columns, or with leaks to or from another centre.
+    """Raise InputError if a centre has other classes or columns, or leaks with another centre.
 
     With keys of clients a name that `is_taken` belongs to another centre; without, to the same one
     that was started again. `data.allow_leaks` turns the refusal of leaks into a line of the log.
@@ -201,10 +201,9 @@ def start(
     columns = merge_columns([answer["columns"] for answer in answers.values()])
     classes = sorted({c for answer in answers.values() for c in answer["classes"]}, key=sort_key)
     encoder = RecordEncoder.from_state({"columns": columns})
-    widths = [column.stop - column.start for column in encoder.layout]
     pl.seed_everything(config.seed, workers=False, verbose=False)
     list_positive_classes(classes, config.data)  # refuses classes without a malignant one
-    network = build_network(config, widths, len(classes), pretrained=True)
+    network = build_network(config, encoder.widths, len(classes), pretrained=True)
     names = list_shared(network, config, config.strategy, config.aggregate)
     federation.arrays = to_record(network, names)
     parameters = [name for name, _ in network.named_parameters() if name in federation.arrays]
@@ -228,7 +227,7 @@ def start(
         federation.agreement["epsilon"] = epsilon
     federation.log(
         f"round 0: {format_count(len(answers), 'centre')} ({', '.join(answers)}), {len(classes)} "
-        f"classes, {format_count(sum(widths), 'record input')}, {len(names)} arrays of "
+        f"classes, {format_count(sum(encoder.widths), 'record input')}, {len(names)} arrays of "
         f"{sum(a.numpy().size for a in federation.arrays.values()):,} numbers"
     )
     if unaudited := [name for name, answer in answers.items() if not answer["hashes"]]:

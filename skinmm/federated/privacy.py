@@ -31,7 +31,7 @@ Tokens = dict[str, dict[str, UInt64[np.ndarray, " n"]]]
 
 
 def require_shared(config: Config) -> None:
-    """Refuse settings that a server must not set at a centre: all without the flag `shared`.
+    """Raise InputError if a server sets a setting without the flag `shared`.
 
     The others read, upload or execute something of the centre's, train on so few rows that an
     update shows them, or cannot be followed in rounds.
@@ -79,7 +79,7 @@ def localise(config: Config, local: FederateClientConfig, cache: str | None = No
 
 
 def require_rows(data: LesionData) -> None:
-    """Refuse licences set by the server that leave fewer than `FEWEST` training rows."""
+    """Raise InputError if licences set by the server leave fewer than `FEWEST` training rows."""
     licences, rows = data.config.data.licences, len(data.rows("train"))
     if licences and rows < FEWEST:
         raise InputError(
@@ -89,7 +89,7 @@ def require_rows(data: LesionData) -> None:
 
 
 def require_common_classes(data: LesionData) -> None:
-    """Refuse classes outside the vocabulary with fewer than `RARE` patients."""
+    """Raise InputError if a class outside the vocabulary has fewer than `RARE` patients."""
     patients = data.cohort["patient_id"].groupby(data.cohort["target"].astype(str)).nunique()
     for name in data.classes if data.config.data.target == "diagnosis" else ():
         if patients.get(name, 0) < RARE and not parse_diagnosis(name):

@@ -122,13 +122,13 @@ def report_damage(kind: str) -> Iterator[None]:
 
 
 def require_colours(pixels: Pixels) -> None:
-    """Refuse an image of a single colour."""
+    """Raise DecodeError if an image has a single colour."""
     if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
         raise DecodeError("the image has a single colour, so it shows no lesion")
 
 
 def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> None:
-    """Refuse an image that is too small or too large, before memory is allocated for it."""
+    """Raise DecodeError if an image is too small or too large; nothing is allocated before."""
     if width < 1 or height < 1:
         raise DecodeError(f"the header has {width}x{height} pixels: damaged, fetch the file again")
     if min(width, height) < min_side:

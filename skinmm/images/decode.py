@@ -234,7 +234,7 @@ def _count_bits(image: Image.Image) -> int:
 
 
 def _require_upper_bits(image: Image.Image) -> None:
-    """Refuse 16-bit values that use at most 12 bits, which would be almost black."""
+    """Raise DecodeError if 16-bit values use at most 12 bits: they would be almost black."""
     extrema: Any = image.getextrema()
     if 0 < int(np.max(extrema)) < 1 << 4:
         raise DecodeError(

@@ -132,7 +132,7 @@ def read_dicom_lesion(data: bytes) -> tuple[str | None, str]:
 
 
 def _read_age(dataset: Dataset) -> float | None:
-    """Return the age in years; `000Y` counts only if the dates state an age below one year.
+    """Return the age in years; `000Y` is ignored unless the dates confirm an infant.
 
     Devices and anonymisers also write `000Y` where the age is not known.
     """
@@ -167,7 +167,7 @@ def _read_dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:
 
 
 def _require_elements(dataset: Dataset, *names: str) -> None:
-    """Refuse a file without the elements that describe its pixels."""
+    """Raise DecodeError if a file lacks the elements that describe its pixels."""
     from pydicom.datadict import dictionary_description
     from pydicom.tag import Tag
 
@@ -295,7 +295,7 @@ def _compute_range(dataset: Dataset) -> tuple[float, float]:
 
 
 def check_filters(filters: Any) -> None:
-    """Refuse filters of a DICOMweb search that servers would ignore, or that match nothing."""
+    """Raise InputError for filters that DICOMweb servers would ignore, or that match nothing."""
     from pydicom.datadict import tag_for_keyword
 
     if not isinstance(filters, dict):

@@ -140,7 +140,7 @@ DETAIL_STEPS: Final = frozenset({"border", "crop_lesion", "hair"})
 
 
 def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
-    """Refuse unknown or repeated steps, and steps that lack OpenCV or a lesion finder."""
+    """Raise InputError for unknown or repeated steps, or without OpenCV or a lesion finder."""
     choices = [*STEPS, *MASK_STEPS]
     for name in names:
         if name not in choices:

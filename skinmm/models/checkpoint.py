@@ -51,6 +51,7 @@ class Card:
         threshold: `value`, `rule` and `guaranteed` of the decision; None before it is chosen.
         band: state of the probabilities that are referred; None: the prediction sets decide.
         conformal: state of the prediction sets; None without them.
+        call: state of the rule for the predicted class; None if the settings determine it.
         ood: state of the out-of-distribution score; None without it.
         preprocess: names of the preprocessing steps, in order.
         segmenter: state of the network that finds lesions for these steps; None if none needs it.

@@ -142,7 +142,7 @@ HEADS: Final[Registry[Callable[..., nn.Module]]] = Registry(
 
 
 def require_fixed_features(network: nn.Module, head: str) -> None:
-    """Refuse a fitted head on features that depend on trained weights."""
+    """Raise InputError if a fitted head would get features that depend on trained weights."""
     names = [name for name, value in network.named_parameters() if value.requires_grad]
     for prefix, advice in _ADVICE.items():
         if any(name.startswith(prefix) for name in names):

@@ -113,7 +113,7 @@ def resolve_image_size(model: ModelConfig, custom: Mapping[str, Callable[..., An
 
 
 def _check_timm_name(name: str, given: str) -> None:
-    """Refuse a network or weights that timm lacks; the message has similar names."""
+    """Raise InputError if timm lacks a network or its weights; the message has similar names."""
     import timm
 
     architecture, _, tag = name.partition(".")

@@ -99,7 +99,7 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     row: Mapping[str, Any],
     image: UInt8[Tensor, "1 *views 3 h w"] | None,
     *,
-    views: int = 1,
+    symmetries: int = 1,
     has_image: bool = True,
     types: Int[Tensor, "1 views"] | None = None,
     inputs: Sequence[str] = (),
@@ -126,7 +126,7 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
         malignancy: maps the network's probabilities to the explained one.
         row: one canonical record, a cell by column.
         image: square uint8 RGB, or several of a lesion, if the network has an image branch.
-        views: number of flips and transposes, as in prediction.
+        symmetries: number of flips and transposes, as in prediction.
         has_image: False if `image` is blank because the row has none.
         types: type of each image of a lesion; None: `image` is a single one.
         inputs: result of `name_inputs` for all models whose contributions are averaged, so that
@@ -143,31 +143,17 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
         if types is None:
             types = torch.tensor([int(has_image)], device=image.device)
         as_one = IMAGE in inputs
-        stages = _encode_subsets(network, image, types, views, background, as_one=as_one)
+        stages = _encode_subsets(network, image, types, symmetries, background, as_one=as_one)
     count = len(next(iter(background.values()))) if background else 1
     records = background.get("record", torch.from_numpy(encoder.blank)[None])
-    images = len(stages).bit_length() - 1  # a stage for each subset of the images
+    images = len(stages).bit_length() - 1  # the features of each subset of the images
     names = [*present, *[name for name in inputs if is_image(name)][:images]]
-
-    def play(subsets: Bool[np.ndarray, "s inputs"], rows: slice) -> Float64[np.ndarray, " s"]:
-        stage_of = subsets[:, len(present) :] @ (1 << np.arange(images))
-        values = np.empty(len(subsets))
-        for number in np.unique(stage_of):
-            at, mixed = np.flatnonzero(stage_of == number), None
-            if network.record is not None:
-                part = subsets[at, : len(present)]
-                mixed = _mix_records(encoder, row, present, part, records[rows]).to(network.device)
-            views = [v if v is None or len(v) < count else v[rows] for v in stages[number]]
-            size = len(at) * len(range(count)[rows])
-            outputs = malignancy(_predict(network, views, mixed, size))
-            values[at] = outputs.reshape(len(at), -1).mean(axis=1)
-        return values
-
+    game = _Game(network, encoder, malignancy, row, present, stages, records, count)
     if len(names) <= MAX_COLUMNS + 1:
-        values, errors = play(list_subsets(len(names)), slice(None)), np.zeros(0)
+        values, errors = game.play(list_subsets(len(names)), slice(None)), np.zeros(0)
         start, added = float(values[0]), compute_shapley_values(values)
     else:
-        start, added, errors = estimate_shapley_values(play, len(names), count)
+        start, added, errors = estimate_shapley_values(game.play, len(names), count)
     return Contributions(
         start,
         dict(zip(names, added.tolist(), strict=True)),
@@ -176,11 +162,51 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     )
 
 
+@dataclass(frozen=True)
+class _Game:
+    """Value of a subset of the inputs: the mean probability over the background rows.
+
+    Attributes:
+        present: columns that the row has.
+        stages: features for each subset of the images, see `_encode_subsets`.
+        records: encoded records of the background rows.
+        count: number of background rows.
+    """
+
+    network: Network
+    encoder: RecordEncoder
+    malignancy: Malignancy
+    row: Mapping[str, Any]
+    present: Sequence[str]
+    stages: Sequence[Sequence[Tensor | None]]
+    records: Tensor
+    count: int
+
+    def play(self, subsets: Bool[np.ndarray, "s inputs"], rows: slice) -> Float64[np.ndarray, " s"]:
+        """Return the value of each subset, over some of the background rows."""
+        columns, of_images = np.split(subsets, [len(self.present)], axis=1)
+        stage_of = of_images @ (1 << np.arange(of_images.shape[1]))
+        values, record = np.empty(len(subsets)), None
+        for number in np.unique(stage_of):
+            at = np.flatnonzero(stage_of == number)
+            if self.network.record is not None:
+                chosen = (self.present, columns[at], self.records[rows])
+                record = _mix_records(self.encoder, self.row, *chosen).to(self.network.device)
+            features = [
+                some if some is None or len(some) < self.count else some[rows]
+                for some in self.stages[number]
+            ]
+            size = len(at) * len(range(self.count)[rows])
+            outputs = self.malignancy(_predict(self.network, features, record, size))
+            values[at] = outputs.reshape(len(at), -1).mean(axis=1)
+        return values
+
+
 def _encode_subsets(
     network: Network,
     image: UInt8[Tensor, "1 *views 3 h w"],
     types: Int[Tensor, "1 *views"],
-    views: int,
+    symmetries: int,
     background: Mapping[str, Tensor],
     *,
     as_one: bool,
@@ -202,14 +228,14 @@ def _encode_subsets(
         return network.encode_image(features, None if part.all() else part > 0)
 
     with torch.inference_mode(), full_precision(network.device.type):
-        encoded = [encode(turned) for turned in islice(iterate_symmetries(image), views)]
+        encoded = [encode(turned) for turned in islice(iterate_symmetries(image), symmetries)]
         if not count:
             return [[combine(one, types) for one in encoded]]
         if "image" in background:
             none = [background["image"].to(network.device).float()]
         elif network.absent is None:
             colour = image.double().mean(dim=(-2, -1), keepdim=True).round().to(torch.uint8)
-            none = [combine(encode(colour.expand_as(image)), types)] * views
+            none = [combine(encode(colour.expand_as(image)), types)] * symmetries
         else:
             none = [combine(one, 0 * types) for one in encoded]
         subsets = torch.from_numpy(list_subsets(count)).to(types.device)[1:]

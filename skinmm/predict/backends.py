@@ -36,7 +36,7 @@ class TorchBackend:
 
     Args:
         network: in evaluation mode.
-        views: number of flips and transposes to average.
+        symmetries: number of flips and transposes to average.
 
     Attributes:
         accepts_missing_image: whether the network was trained with rows without an image.
@@ -47,9 +47,9 @@ class TorchBackend:
     concurrency: Final = 1
     ood_scale: Final = 1.0
 
-    def __init__(self, network: Network, views: int) -> None:
+    def __init__(self, network: Network, symmetries: int) -> None:
         reuse_freed_memory()
-        self.network, self.views = network, views
+        self.network, self.symmetries = network, symmetries
         self.accepts_missing_image = network.absent is not None
 
     @classmethod
@@ -72,7 +72,9 @@ class TorchBackend:
         if pixels is not None:
             pixels = pixels.movedim(-1, -3)
         with torch.inference_mode():
-            log_probabilities, features = self.network.predict(pixels, columns, self.views, mask)
+            log_probabilities, features = self.network.predict(
+                pixels, columns, self.symmetries, mask
+            )
         return log_probabilities.cpu().numpy(), features.cpu().numpy()
 
 

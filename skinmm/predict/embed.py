@@ -100,7 +100,7 @@ def find_similar(config: SimilarConfig) -> int:
 
 
 def require_columns(source: str, columns: Sequence[str], column_names: dict[str, str]) -> None:
-    """Refuse a column to copy that the table does not have."""
+    """Raise InputError if a column to copy is not in the table."""
     for table in islice(read_input(source, 1), 1):
         names = [*map(str, rename_training_columns(table, column_names)), *NAMES]
         for column in columns:

@@ -196,7 +196,7 @@ class EmbeddingIndex:
         return {"vectors": self.vectors.half(), **names}
 
     def require_same_network(self, metadata: Mapping[str, Any]) -> None:
-        """Refuse embeddings of another network or preprocessing."""
+        """Raise InputError if embeddings are of another network or preprocessing."""
         if changed := [key for key in COMPARED if self.metadata.get(key) != metadata.get(key)]:
             pairs = (f"{key} {self.metadata.get(key)} and {metadata.get(key)}" for key in changed)
             raise InputError(
@@ -235,7 +235,7 @@ class EmbeddingIndex:
         return self.vectors.bfloat16()
 
     def list_similar(self, queries: Float[Tensor, "q dim"], count: int) -> list[dict[str, Any]]:
-        """Return names, diagnoses and cosines of the rows that are most similar to any query."""
+        """Return the `count` rows with the highest similarity to any of the queries."""
         rows, cosines = self.search(queries.float().cpu().numpy(), count)
         best = dict[int, float]()
         for row, cosine in zip(rows.ravel().tolist(), cosines.ravel().tolist(), strict=True):

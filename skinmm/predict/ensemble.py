@@ -60,6 +60,7 @@ class CalibratedModel:
         backend: runs the network.
         digest: SHA-256 of the checkpoint.
         threshold: threshold of the decision; None: never calibrated, so every row is referred.
+        band: probabilities that are referred; None: the prediction sets decide.
     """
 
     backend: Backend
@@ -99,8 +100,8 @@ class CalibratedModel:
             finder = LesionFinder(card.segmenter) if card.segmenter else None
             check_steps(card.preprocess, has_finder=finder is not None)
             encoder = RecordEncoder.from_state(card.encoder)
-            widths = [column.stop - column.start for column in encoder.layout]
-            runner = exported or TorchBackend.build(config, widths, len(card.classes), weights)
+            sizes = (encoder.widths, len(card.classes))
+            runner = exported or TorchBackend.build(config, *sizes, weights)
         except (InputError, RuntimeError, LookupError, TypeError) as error:
             message = f"{path}: not made by this version ({one_line(error)})"
             raise CheckpointError(message) from error

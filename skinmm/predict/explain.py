@@ -150,7 +150,7 @@ class Explainer:
             self._malignancy,
             {name: cells[0] for name, cells in row.items()},
             tensor,
-            views=self._backend.views,
+            symmetries=self._backend.symmetries,
             has_image=bool(images),
             types=types,
             inputs=inputs,

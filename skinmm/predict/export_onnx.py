@@ -114,13 +114,13 @@ class _ExportedModule(nn.Module):
 
     def __init__(self, model: CalibratedModel, backend: TorchBackend, inputs: list[str]) -> None:
         super().__init__()
-        self.network, self._views, self._inputs = backend.network, backend.views, inputs
+        self.network, self._symmetries, self._inputs = backend.network, backend.symmetries, inputs
         self.calibration = CalibrationModule(model.calibration)
         self._ood_detector = model.ood_detector
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         values = dict(zip(self._inputs, inputs, strict=True))
-        cells = (values.get("image"), values.get("record"), self._views, values.get("shown"))
+        cells = (values.get("image"), values.get("record"), self._symmetries, values.get("shown"))
         log_probabilities, features = self.network.predict(*cells, at_once=True)
         probabilities = self.calibration(log_probabilities.double().softmax(dim=1))
         outputs = (probabilities, log_probabilities, features)
@@ -225,7 +225,7 @@ def _write(model: CalibratedModel, path: Path) -> None:
         "image_size": view.size if view else None,
         "preprocess": model.card.preprocess,
         "accepts_missing_image": backend.accepts_missing_image,
-        "symmetries": backend.views,
+        "symmetries": backend.symmetries,
     }
     _add_metadata(path, metadata)
 
@@ -290,7 +290,7 @@ class _ComparedBackend(TorchBackend):
 
     def __init__(self, model: CalibratedModel, exported: OnnxBackend) -> None:
         backend = cast("TorchBackend", model.backend)
-        super().__init__(backend.network, backend.views)
+        super().__init__(backend.network, backend.symmetries)
         self._calibration, self._exported = model.calibration, exported
         self.expected: list[np.ndarray] = []
         self.actual: list[np.ndarray] = []

@@ -79,7 +79,7 @@ def open_extra_outputs(
 
 
 def check_summary_paths(config: PredictConfig) -> None:
-    """Refuse summaries that cannot be written or whose path belongs to another setting."""
+    """Raise InputError if a summary is not writable, or its path is that of another setting."""
     used = {Path(getattr(config, key)).absolute(): key for key in ("input", "output")}
     for key in SUMMARIES:
         if getattr(config, key):

@@ -92,7 +92,7 @@ def predict_file(config: PredictConfig) -> int:
 
 
 def check_paths(config: PredictConfig) -> None:
-    """Refuse outputs that are not writable, and a path given to two settings."""
+    """Raise InputError if an output is not writable, or two settings have the same path."""
     path = Path(config.output)
     if path.exists() and Path(config.input).exists() and path.samefile(config.input):
         raise InputError(f"output={path} is the input itself; choose another path")
@@ -113,7 +113,7 @@ def require_images(
     images: ImageFolder,
     column_names: dict[str, str] | None = None,
 ) -> None:
-    """Refuse a table if none of its first images is found; warn if a folder is given.
+    """Raise InputError if none of the first images is found; only warn if a folder is given.
 
     A table with URLs or absolute paths of images is accepted.
     """
@@ -137,7 +137,7 @@ def require_images(
 
 
 def _require_inputs(config: PredictConfig, names: Sequence[str], ensemble: Ensemble) -> None:
-    """Refuse a table without an image column if `images` is given, or without any input."""
+    """Raise InputError if a table has no input, or no image column although `images` is given."""
     columns = ensemble.columns
     columns_of_table = {*names, *match_columns(names, columns).values()}
     needs_names = config.images and "image" in ensemble.inputs
@@ -250,7 +250,7 @@ def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Gene
 
 
 def _require_unchanged(source: str, state: str) -> None:
-    """Refuse an input file that changed during the job."""
+    """Raise InputError if an input file changed during the job."""
     if not Path(source).is_dir() and fingerprint(source) != state:
         raise InputError(f"input={source} changed while it was read; overwrite=true starts again")
 

@@ -293,7 +293,7 @@ def _call_now(call: Callable[..., T], *args: Any) -> "Future[T]":
 def require_single_rows(
     members: Sequence[CalibratedModel], feature: str, *, allow_views: bool = False
 ) -> None:
-    """Refuse models that need several images or, for `data.relative`, several rows at once."""
+    """Raise InputError if models need several images or, for `data.relative`, several rows."""
     for member in members:
         if {*member.config.data.relative} & {*member.columns}:
             raise InputError(

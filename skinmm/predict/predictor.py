@@ -225,6 +225,7 @@ class Predictor:
     def _to_predictions(
         self, batch: TableBatch, probabilities: str, threshold: float | None
     ) -> PredictionTable:
+        """Return the table of a batch: probabilities, decisions, prediction sets, errors."""
         output = self.ensemble.calibrate(batch.scores)  # NaN in rows with errors
         is_good = batch.errors == ""
         names = zip(batch.cells["patient_id"], batch.cells["lesion_id"], strict=True)
@@ -241,8 +242,8 @@ class Predictor:
         limit = np.nan if chosen is None else chosen
         compared = output.calibrated if threshold is None else values
         sets = _to_sets(output)
-        called = self._malignancy(compared) >= limit
-        decision = self.decide(called, output)
+        is_above = self._malignancy(compared) >= limit
+        decision = self.decide(is_above, output)
         if self.threshold is None:
             decision[:] = REFER
         columns["decision"] = np.where(is_good, decision, "")
@@ -256,7 +257,7 @@ class Predictor:
             index = scores.argmax(axis=1)
             columns["called"] = np.where(is_good, np.array(self.classes, object)[index], "")
         else:
-            index = called.astype(np.int64)
+            index = is_above.astype(np.int64)
             scores = threshold_scores(self._malignancy(compared), limit)
         if self.half_cut:
             halves = cut_at_half(scores, index)
@@ -266,17 +267,17 @@ class Predictor:
         return PredictionTable(columns, batch.cells, Counter(batch.unread))
 
     def decide(
-        self, called: Bool[np.ndarray, " n"], output: ModelOutput
+        self, is_above: Bool[np.ndarray, " n"], output: ModelOutput
     ) -> Shaped[np.ndarray, " n"]:
-        """Return the decision for each row; `called` is a mask of the rows above the threshold."""
+        """Return the decision for each row; `is_above` marks the rows above the threshold."""
         if not self.referral:
-            return decide(called, None, None)
+            return decide(is_above, None, None)
         is_safe = None
         if self.band is not None:
-            is_safe = self.band.is_safe(called, self._malignancy(output.calibrated))
+            is_safe = self.band.is_safe(is_above, self._malignancy(output.calibrated))
         elif (sets := _to_sets(output)) is not None:
-            is_safe = sets_agree(called, self._is_malignant, sets)
-        return decide(called, is_safe, output.ood)
+            is_safe = sets_agree(is_above, self._is_malignant, sets)
+        return decide(is_above, is_safe, output.ood)
 
     def _malignancy(self, values: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, " n"]:
         return np.clip(values[:, self._is_malignant].sum(axis=1), 0, 1)

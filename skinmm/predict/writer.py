@@ -150,7 +150,7 @@ def to_csv(table: pd.DataFrame, *, header: bool) -> str:
 
 
 def require_output_file(key: str, path: Path, *, overwrite: bool, suffix: str = "") -> None:
-    """Refuse an output file that cannot be written, or has another suffix."""
+    """Raise InputError if an output file is not writable, or has another suffix."""
     if path.is_dir():
         raise InputError(f"{key}={path} is a folder; name a file in it")
     require_new_output(key, path, overwrite=overwrite, suffix=suffix)

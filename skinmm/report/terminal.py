@@ -88,7 +88,7 @@ def format_columns(
 
 
 def _transpose(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """Yield transposed tables, each with as many rows as fit into a width, at least one."""
+    """Yield a transposed table in blocks that fit the width of the terminal."""
     wrapped = [[wrap(cell, MAX_CELL, break_long_words=False) for cell in row] for row in rows]
     widths = [max((len(line) for cell in row for line in cell), default=0) + 2 for row in wrapped]
     start, used = 0, max(map(len, header))

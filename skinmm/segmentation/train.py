@@ -37,10 +37,10 @@ from skinmm.models.checkpoint import Card, update_card
 from skinmm.models.network import full_precision
 from skinmm.models.segmentation import Segmenter, build_segmenter
 from skinmm.segmentation.results import mean_overlaps, overlaps, write_mask_page
-from skinmm.training.calibrate import SCHEMA
+from skinmm.training.calibrate import METRICS_SCHEMA
 from skinmm.training.distributed import open_run
 from skinmm.training.fit import TASKS
-from skinmm.training.fold import load_best, write_facts
+from skinmm.training.fold import load_best, write_cohort_and_environment
 from skinmm.training.leak_guard import require_same_split
 from skinmm.training.memory import require_memory
 from skinmm.training.module import BaseModule, RowCollector
@@ -73,7 +73,7 @@ def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
 
     open_run(run, config.trainer.timeout)
     if trainer.is_global_zero:
-        write_facts(run, data.cohort, trainer)
+        write_cohort_and_environment(run, data.cohort, trainer)
         sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
         print_line("cohort: {} rows to train, {} to validate, {} to test".format(*sizes))
         for note in data.notes:
@@ -86,7 +86,7 @@ def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
         return {}
 
     facts = {"task": config.task, "initialisation": card.initialisation}
-    metrics: dict[str, Any] = {"schema": SCHEMA, **facts}
+    metrics: dict[str, Any] = {"schema": METRICS_SCHEMA, **facts}
     (run.path / "predictions").mkdir(exist_ok=True)
     for part, table in scores.items():
         table.to_csv(run.path / "predictions" / f"{part}.csv", index=False, float_format="%.9g")
@@ -147,7 +147,7 @@ class MaskDataset(LesionDataset):
 
 
 def load_mask(path: str, image_path: str, size: int) -> UInt8[np.ndarray, "1 size size"]:
-    """Read a mask, 1 inside the lesion; require the image's aspect ratio to within a pixel."""
+    """Load a mask (1 inside the lesion), and check that its aspect ratio is that of the image."""
     data = Path(path).read_bytes()
     mask, image = probe(data), probe(read_source(image_path).data)
     sides = (mask.width, mask.height, image.width, image.height)

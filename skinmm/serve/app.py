@@ -296,11 +296,11 @@ def _to_prediction(row: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _refuse_route(_: Request, error: HTTPException) -> Response:
-    """Refuse an unknown path or method."""
+    """Answer an unknown path or method."""
     return ProblemError(error.status_code, str(error.detail), error.headers).to_response()
 
 
 async def _refuse_parameters(_: Request, error: RequestValidationError) -> Response:
-    """Refuse invalid parameters without repeating the submitted values."""
+    """Answer invalid parameters without repeating the submitted values."""
     reasons = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
     return ProblemError.unusable("; ".join(reasons)[:500]).to_response()

@@ -27,7 +27,14 @@ from skinmm.predict.ensemble import CalibratedModel, load_models
 from skinmm.predict.export_onnx import write_model
 from skinmm.predict.pipeline import require_single_rows
 from skinmm.predict.predictor import MIN_VOTES, Predictor
-from skinmm.serve.rendering import TITLE, list_groups, read_prevalence, read_test, render
+from skinmm.serve.rendering import (
+    Texts,
+    list_groups,
+    load_texts,
+    read_prevalence,
+    read_test,
+    render,
+)
 from skinmm.vocabulary import MAX_AGE, SEXES, SITES
 
 ENGINE: Final = "onnxruntime-web"
@@ -41,8 +48,8 @@ POLICY: Final = (
 )
 MAX_PIXELS: Final = 50_000_000
 """Phones have no memory for more."""
-_MODULES: Final = ("model.js", "image.js", "jpeg.js", "png.js", ENGINE_FILES[0])
-_STATIC: Final = ("app.js", *_MODULES[:-1], "browser.css", "icon.svg", "manifest.webmanifest")
+_STATIC: Final = ("app.js", "model.js", "image.js", "jpeg.js", "png.js", "browser.css", "icon.svg")
+_MODULES: Final = (*_STATIC[1:5], "texts.js", ENGINE_FILES[0])
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 _CHOICES: Final = {"sex": SEXES, "site": SITES}
 
@@ -51,7 +58,7 @@ def export_browser(config: ExportConfig) -> Path:
     """Write the folder and return it; `index.html` is its page."""
     if config.out is not None:
         raise InputError("out=FILE belongs to target=onnx; target=browser writes output=DIR")
-    folder = Path(config.output or "browser")
+    folder, texts = Path(config.output or "browser"), load_texts(config.texts)
     require_new_output("output", folder, overwrite=config.overwrite)
     runtime = find_runtime(config.runtime)
     checkpoint = find_checkpoint(Path(config.checkpoint))
@@ -63,7 +70,7 @@ def export_browser(config: ExportConfig) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".browser-", dir=parent) as name:
         partial = Path(name)
-        _write_folder(models, partial, runtime, config)
+        _write_folder(models, partial, runtime, config, texts)
         folder.mkdir(exist_ok=True)
         for file in sorted(partial.iterdir(), key=lambda path: path.name == "index.html"):
             file.replace(folder / file.name)
@@ -92,7 +99,7 @@ def find_runtime(folder: str | None) -> Path:
 
 
 def require_supported(model: CalibratedModel, checkpoint: Path) -> None:
-    """Refuse a model with images or records that the page cannot prepare."""
+    """Raise InputError if the page cannot prepare the images or records of a model."""
     require_single_rows([model], "skinmm export")
     view = model.view
     reasons = {
@@ -102,18 +109,23 @@ def require_supported(model: CalibratedModel, checkpoint: Path) -> None:
     }
     if reason := next((text for text, applies in reasons.items() if applies), None):
         raise InputError(
-            f"{checkpoint}: {reason}, which the page in the browser cannot do; use skinmm serve, "
-            "or train without it"
+            f"{checkpoint} cannot run in a browser: {reason}; use skinmm serve, or train without it"
         )
 
 
 def _write_folder(
-    models: Sequence[CalibratedModel], folder: Path, runtime: Path, config: ExportConfig
+    models: Sequence[CalibratedModel],
+    folder: Path,
+    runtime: Path,
+    config: ExportConfig,
+    texts: Texts,
 ) -> None:
     for name in ENGINE_FILES:
         (folder / name).write_bytes((runtime / name).read_bytes())
     for name in _STATIC:
         (folder / name).write_bytes((_TEMPLATES / "browser" / name).read_bytes())
+    for name in ("texts.js", "manifest.webmanifest"):
+        (folder / name).write_text(render(f"browser/{name}", texts), encoding="utf-8")
     (folder / "page.css").write_bytes((_TEMPLATES / "page.css").read_bytes())
     names = [f"model.{number}.onnx" for number in range(len(models))]
     precisions = [
@@ -137,7 +149,7 @@ def _write_folder(
     _write(folder / "model.json", json.dumps(facts), integrity)
     page = render(
         "browser/index.html",
-        title=TITLE,
+        texts,
         policy=POLICY,
         modules=_MODULES,
         integrity=integrity,
@@ -191,12 +203,12 @@ def describe(predictor: Predictor, card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_field(predictor: Predictor, name: str) -> dict[str, Any]:
-    """Return label, kind and allowed values of a field of the form."""
+    """Return kind and allowed values of a field of the form, and its label unless texts have it."""
     if name == "age":
-        return {"name": name, "label": "Age, years", "kind": "number", "low": 0, "high": MAX_AGE}
+        return {"name": name, "label": "", "kind": "number", "low": 0, "high": MAX_AGE}
     if name in _CHOICES:
         choices = [*_CHOICES[name]]
-        return {"name": name, "label": name.capitalize(), "kind": "choice", "choices": choices}
+        return {"name": name, "label": "", "kind": "choice", "choices": choices}
     states = [
         state
         for member in predictor.ensemble.members

@@ -175,7 +175,7 @@ async def read_batch(request: Request, max_rows: int) -> tuple[Rows, dict[str, b
 
 
 def check_image(data: bytes) -> ImageInfo:
-    """Refuse images that are unusable or have too many bytes or pixels, without decoding them."""
+    """Raise ProblemError if an image is unusable or too large; it is not decoded."""
     if len(data) > MAX_IMAGE:
         raise ProblemError(413, f"the image has {len(data):,} bytes, the limit is {MAX_IMAGE:,}")
     try:

@@ -44,7 +44,7 @@ class Outbox:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Refuse a second process that sends the results of this store."""
+        """Raise InputError if another process sends the results of this store."""
         engine = self._store.engine
         with ExitStack() as stack:
             if engine.dialect.name == "sqlite":

@@ -1,16 +1,26 @@
-"""Texts of the web page and of the browser folder: templates, formats, figures of a model card."""
+"""Texts of the web page and of the browser folder: words, templates, figures of a model card."""
 
-from collections.abc import Mapping
+import string
+import tomllib
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from skinmm.images.decode import decode
-from skinmm.predict.cases import NOTICE
+from skinmm.errors import InputError
+from skinmm.images.decode import decode, decode_within
+from skinmm.predict.cases import Case
+from skinmm.predict.explain import Explanation
 from skinmm.report.blocks import format_estimate, to_data_url
 
-TITLE: Final = "skinmm: a lesion's probability of malignancy"
+Texts = dict[str, Any]
+"""Words of the pages: sentences by name, in sections."""
+AUDIENCES: Final = ("clinician", "patient")
+DISPLAY_SIDE: Final = 480  # pixels of the longer side of an image on the page
 QUALITY: Final = 88  # of JPEG images on the page
 
 
@@ -53,9 +63,102 @@ _ENVIRONMENT: Final = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters["probability"] = format_probability
-_ENVIRONMENT.globals.update(notice=NOTICE, demo_image=_load_demo_image, estimate=format_estimate)
+_ENVIRONMENT.globals.update(demo_image=_load_demo_image, estimate=format_estimate)
 
 
-def render(template: str, **values: Any) -> str:
-    """Return a rendered template."""
-    return _ENVIRONMENT.get_template(template).render(values)
+def render(template: str, texts: Texts | None = None, **values: Any) -> str:
+    """Return a rendered template with the words `text`, by default the English ones."""
+    return _ENVIRONMENT.get_template(template).render(values, text=texts or ENGLISH)
+
+
+def load_texts(path: str | None) -> Texts:
+    """Return the words in a TOML file, a translation of `texts.toml`; None: English.
+
+    Raises:
+        InputError: the file has not the names of the English one, or a sentence not its values.
+    """
+    if path is None:
+        return ENGLISH
+    try:
+        texts = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"texts={path}: {error}") from error
+    english, translated = dict(_list_sentences(ENGLISH)), dict(_list_sentences(texts))
+    for problem, names in (
+        ("lacks", english.keys() - translated.keys()),
+        ("has unknown", translated.keys() - english.keys()),
+    ):
+        if names:
+            raise InputError(f"texts={path}: {problem} {', '.join(sorted(names))}")
+    for name, sentence in english.items():
+        if _list_values(translated[name]) != _list_values(sentence):
+            raise InputError(f"texts={path}: {name} needs the values of {str(sentence)!r}")
+    return _mark(texts)
+
+
+def _list_sentences(words: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the sentences with their names, e.g. `learn.border.1`."""
+    if isinstance(words, dict | list):
+        parts = words.items() if isinstance(words, dict) else enumerate(words, start=1)
+        for key, part in parts:
+            yield from _list_sentences(part, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, words
+
+
+def _list_values(sentence: Any) -> set[str | None] | None:
+    """Return the names in braces; None: this is not a sentence, or a brace is not closed."""
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(sentence)} - {None}
+    except (TypeError, ValueError):
+        return None
+
+
+def _mark(words: Any) -> Any:
+    """Return words as HTML, into which values are escaped."""
+    if isinstance(words, dict):
+        return {name: _mark(part) for name, part in words.items()}
+    return [_mark(part) for part in words] if isinstance(words, list) else Markup(words)  # noqa: S704
+
+
+ENGLISH: Final[Texts] = _mark(
+    tomllib.loads((files("skinmm.serve") / "texts.toml").read_text(encoding="utf-8"))
+)
+
+
+class Result(NamedTuple):
+    """Prediction of a case, with everything that the page displays."""
+
+    case: Case
+    row: dict[str, Any]
+    explanation: Explanation
+    card: Mapping[str, Any]
+    min_side: int = 0  # side of the network's input in pixels if the image is smaller
+    blurred: bool = False
+
+    @property
+    def similar(self) -> dict[str, float]:
+        """Test rows of similar probability; empty if unknown."""
+        groups = list_groups(self.card)
+        index = int(np.searchsorted([group["last"] for group in groups], self.row["malignancy"]))
+        return groups[min(index, len(groups) - 1)] if groups else {}
+
+
+def render_result(result: Result, audience: str = AUDIENCES[0], texts: Texts = ENGLISH) -> str:
+    """Return a result as HTML."""
+    changes = [*result.explanation.contributions.largest().items()]
+    view = texts["choices"].__getitem__
+    explanation = result.explanation
+    images = [
+        {
+            "name": f"{image.name} ({view(image.view)})" if image.view else image.name,
+            "original": to_data_url(decode_within(image.data, DISPLAY_SIDE, image.frame), QUALITY),
+            "heat_map": to_data_url(drawing, QUALITY),
+        }
+        for image, drawing in zip(
+            explanation.images, explanation.draw(DISPLAY_SIDE), strict=bool(explanation.heats)
+        )
+    ]
+    facts = {"test": read_test(result.card), "prevalence": read_prevalence(result.card)}
+    choices = {"audience": audience, "images": images, "changes": changes}
+    return render("result.html", texts, result=result, **facts, **choices)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skinmm.config.addresses import is_loopback
-from skinmm.config.commands import ServeConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.errors import InputError, print_line
 
 
@@ -66,7 +66,10 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
     from skinmm.predict.cases import CasePredictor
     from skinmm.serve.app import RequestQueue, create_app
     from skinmm.serve.cases import CaseRecorder
+    from skinmm.serve.rendering import load_texts
     from skinmm.serve.store import Store, StoreError, hide_password
+
+    texts = load_texts(config.texts)
 
     checkpoints = find_checkpoints(config.checkpoint)
     announce_included(checkpoints)
@@ -85,7 +88,7 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
         return app
     from skinmm.serve.page import mount_page
 
-    return mount_page(app, patient_view=config.patient_view)
+    return mount_page(app, patient_view=config.patient_view, texts=texts)
 
 
 def silence_libraries() -> None:

@@ -33,7 +33,7 @@ from skinmm.evaluation.thresholds import (
 from skinmm.models.checkpoint import Card
 from skinmm.vocabulary import name_units
 
-SCHEMA: Final = 1  # version of the format of metrics.json
+METRICS_SCHEMA: Final = 1  # version of the format of metrics.json
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FittedDecision:
         ood: out-of-distribution score; None if it could not be fitted.
         call: rule for the predicted class of several; None for two, which the threshold decides.
         half_cut: add scores that reach 0.5 for the predicted class only (`evaluation.half_cut`).
-        ood_rows: features that fitted `ood`, and their cross-validated scores.
+        held_out_ood: cross-validated scores of the rows that fitted `ood`.
     """
 
     calibrate: Callable[[SplitOutputs], Predictions]
@@ -77,22 +77,20 @@ class FittedDecision:
     ood: OODDetector | None
     call: CallRule | None = None
     half_cut: bool = False
-    ood_rows: tuple[Float32[np.ndarray, "n d"], Float64[np.ndarray, " n"]] | None = None
+    held_out_ood: Float64[np.ndarray, " n"] | None = None
 
     def apply(
         self, outputs: SplitOutputs, ood: Float64[np.ndarray, " n"] | None = None
     ) -> Predictions:
         """Return calibrated predictions with prediction sets, OOD scores and referrals.
 
-        Without given OOD scores, they are computed from the features; rows that fitted the detector
-        get their cross-validated scores.
+        Without given OOD scores, they are computed from the features. Rows that fitted the detector
+        need their cross-validated scores, `held_out_ood`.
         """
         rows = self.calibrate(outputs)
         sets = self.conformal.predict_sets(rows.probabilities)
         if ood is None and self.ood and outputs.features is not None:
-            features, scores = self.ood_rows or (None, None)
-            is_fitted = scores is not None and outputs.features is features
-            ood = scores if is_fitted else self.ood.score(outputs.features)
+            ood = self.ood.score(outputs.features)
         rows = add_decisions(rows, self.threshold.value, self.band, sets, ood)
         called = None if self.call is None else self.call.call(rows.probabilities)
         rows = replace(rows, called=called)
@@ -149,15 +147,15 @@ def fit_decision(held_out: SplitOutputs, card: Card, config: EvaluationConfig) -
     rows = calibrate(held_out)
     threshold, band, conformal, call = fit_rules(rows, config, card.prior["deployed"])
     features = held_out.features
-    ood = ood_rows = None
+    ood = held_out_ood = None
     if features is not None and (fitted_ood := cross_fit_ood(features, rows.patient_id)):
-        ood, ood_rows = fitted_ood[0], (features, fitted_ood[1])
+        ood, held_out_ood = fitted_ood
     fitted = (calibration, threshold, band, conformal, ood, call)
-    return FittedDecision(calibrate, *fitted, half_cut=config.half_cut, ood_rows=ood_rows)
+    return FittedDecision(calibrate, *fitted, half_cut=config.half_cut, held_out_ood=held_out_ood)
 
 
 def to_stored_rule(call: CallRule | None) -> dict[str, Any] | None:
-    """Return a rule as plain data; None if settings and class shares determine it."""
+    """Return a rule as plain data, or None if the settings suffice to build it again."""
     return asdict(call) if call and call.name in FITTED else None
 
 
@@ -214,9 +212,10 @@ def write_evaluation(
 
     Returns:
         The content of metrics.json: the facts, among them the threshold, and the evaluation of each
-        part. The caller writes it last, as the mark of a finished run.
+        part. The caller writes it after all other results, as the mark of a
+        finished run.
     """
-    metrics: dict[str, Any] = {"schema": SCHEMA, **facts}
+    metrics: dict[str, Any] = {"schema": METRICS_SCHEMA, **facts}
     (run / "predictions").mkdir(exist_ok=True)
     for name, predictions in parts.items():
         write_predictions(run / "predictions" / f"{name}.csv", predictions)

@@ -144,7 +144,7 @@ def sample_background(
 
 
 def store_index(fold: TrainedFold) -> dict[str, Predictions]:
-    """Store the training images in the checkpoint, for similar images (`model.index`)."""
+    """Store names and embeddings of the training images in the checkpoint (`model.index`)."""
     if fold.trainer.is_global_zero and fold.config.model.index:
         print_stage(fold.config, "storing names and embeddings of the training images")
         update_card(fold.run.best_checkpoint, index=build_index(fold.data, fold.network))

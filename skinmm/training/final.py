@@ -33,7 +33,7 @@ from skinmm.training.fold import (
     describe_inputs,
     predict_split,
     train_network,
-    write_facts,
+    write_cohort_and_environment,
 )
 from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import require_same_split
@@ -74,7 +74,7 @@ def train_final(run: RunFolder) -> dict[str, Any]:
     open_run(final, config.trainer.timeout)
     load_features(config, data, module.network, trainer, final)
     if trainer.is_global_zero:
-        write_facts(final, data.cohort, trainer)
+        write_cohort_and_environment(final, data.cohort, trainer)
         print_line(f"final network: {len(data.cohort)} rows to train")
         print_duration(module, data, trainer, config, folds=0)
     card, _ = train_network(trainer, module, data, final)

@@ -103,7 +103,7 @@ def check_components(config: Config) -> None:
 
 
 def check_index(config: Config) -> None:
-    """Refuse `model.index` without images, and where a logger would upload the names."""
+    """Raise InputError for `model.index` without images, or if a logger uploads the names."""
     if not config.model.index:
         return
     if "image" not in FUSIONS[config.fusion.name].inputs:

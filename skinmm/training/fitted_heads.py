@@ -57,7 +57,7 @@ Stages = Callable[[TrainingRows, Float64[np.ndarray, "k columns"]], Iterator[np.
 
 
 def check_head(config: Config) -> None:
-    """Refuse settings that a head fitted to features would silently ignore."""
+    """Raise InputError if a head fitted to features would ignore a setting."""
     if config.head.name == "neural":
         return
     for group, names in _ALLOWED.items():
@@ -118,6 +118,7 @@ def fit_axes(
 def _fit_linear(
     head: LinearHead, rows: TrainingRows, mean: np.ndarray, axes: np.ndarray, seed: int
 ) -> dict[str, Any]:
+    """Fit a logistic regression; cross-validation selects the strength of its penalty."""
     classes = head.out_features
     # The penalty treats all columns of the record alike; principal components keep their scale.
     centre, scale = np.zeros(rows.features.shape[1]), np.ones(rows.features.shape[1])
@@ -153,6 +154,7 @@ def _fit_linear(
 def _fit_trees(
     head: TreeHead, rows: TrainingRows, mean: np.ndarray, axes: np.ndarray, seed: int
 ) -> dict[str, Any]:
+    """Fit boosted trees; cross-validation selects the number of leaves and of rounds."""
     classes, edges = head.spread.shape[1], find_bin_edges(rows.features)
     # Scikit-learn divides weighted columns into bins a hundred times more slowly, for every model.
     features, rows = rows.features, rows._replace(features=to_bins(rows.features, edges))

@@ -65,13 +65,14 @@ def train_fold(
 ) -> dict[str, Any]:
     """Train one fold, calibrate it on held-out rows, and evaluate it on test rows.
 
-    Nothing is written before all checks have passed; metrics.json is written last. A resumed run
+    Nothing is written before all checks have passed; metrics.json is written after all
+    other results, before the report. A resumed run
     continues from the last checkpoint in its folder. `data` replaces the rows of the configuration,
     and `train` the function `train_network`. Returns the content of metrics.json on rank 0, and an
     empty dict on other processes.
     """
     pl.seed_everything(config.seed, workers=False, verbose=False)
-    require_same_finder(config, run)  # of lesions: data.segmenter, as when the run was started
+    require_same_finder(config, run)  # a resumed run finds lesions with the same segmenter
     trainer = build_trainer(config, run.path)
     data = data or LesionData(config)
     set_threads(has_images=data.decodes_images, processes=trainer.num_devices)
@@ -90,19 +91,22 @@ def train_fold(
     open_run(run, config.trainer.timeout)  # prepares the folder and waits for all processes
     load_features(config, data, module.network, trainer, run)  # only of a frozen image network
     if trainer.is_global_zero:
-        write_facts(run, data.cohort, trainer)
+        write_cohort_and_environment(run, data.cohort, trainer)
         log_config(config, trainer)
         write_json(run.path / "audit.json", findings)
         announce(run, data, module, trainer, findings, step)
 
-    card, fitting = (train or train_network)(trainer, module, data, run)
+    card, selection = (train or train_network)(trainer, module, data, run)
 
     parts = [part for part in ("test", "val", CALIBRATION) if len(data.rows(part))]
     print_stage(config, f"testing: {len(data.rows('test')):,} rows")
     outputs = {part: predict_split(trainer, module, data, part) for part in parts}
     fitting_part = CALIBRATION if CALIBRATION in parts else "val"
     decision = fit_decision(outputs[fitting_part], card, config.evaluation)
-    predictions = {part: decision.apply(outputs[part]) for part in parts}
+    predictions = {
+        part: decision.apply(outputs[part], decision.held_out_ood if part == fitting_part else None)
+        for part in parts
+    }
     if trainer.is_global_zero:
         update_card(run.best_checkpoint, **decision.to_checkpoint())
     test = outputs["test"]
@@ -112,7 +116,11 @@ def train_fold(
     if not trainer.is_global_zero:
         return {}
     names = ("initialisation", "classes", "positive")
-    facts = {**{name: getattr(card, name) for name in names}, **fitting, "fitted_on": fitting_part}
+    facts = {
+        **{name: getattr(card, name) for name in names},
+        **selection,
+        "fitted_on": fitting_part,
+    }
     return write_results(fold, facts)
 
 
@@ -208,7 +216,7 @@ def choose_window(config: Config, data: LesionData) -> int:
     return SMOOTHING if lesions < FEW else 1
 
 
-def write_facts(run: RunFolder, cohort: pd.DataFrame, trainer: pl.Trainer) -> None:
+def write_cohort_and_environment(run: RunFolder, cohort: pd.DataFrame, trainer: pl.Trainer) -> None:
     """Write the rows and the environment of a run that is about to start."""
     remove_partials(run.path)
     write_cohort(run.path, cohort)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from skinmm.config import Config
+from skinmm.config.cores import iterate_cgroups
 from skinmm.config.schema import TrainerConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError, print_line, warn
@@ -56,7 +57,7 @@ class _Step:
 def require_memory(
     network: nn.Module, config: Config, trainer: pl.Trainer, widths: Sequence[int] | None = None
 ) -> None:
-    """Refuse a batch that does not fit into the free memory, and warn if it may not fit.
+    """Raise InputError if a batch exceeds the free memory; warn if it might.
 
     The default batch is divided instead (`divide_batch`). If a step needs more than 50 MB and more
     than a rough bound shows to fit, one line states its size.
@@ -202,31 +203,24 @@ def find_free_memory(
 
 
 def _iterate_cgroup_limits(cgroup: Path, cgroups: Path) -> Iterator[int]:
-    """Yield the free bytes in the control groups (versions 1 and 2) of this process."""
-    for line in cgroup.read_text().splitlines() if cgroup.is_file() else []:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = cgroups / controllers
+    """Yield the free bytes in the control groups of this process."""
+    for folder, is_old in iterate_cgroups("memory", cgroup, cgroups):
         usage, limit, prefix = (
             ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_")
-            if controllers
+            if is_old
             else ("memory.current", "memory.max", "")
         )
         # The kernel frees cached files when memory is short, also those read recently.
         cached = (f"{prefix}inactive_file", f"{prefix}active_file", "slab_reclaimable")
-        parts = Path(path.strip("/")).parts
-        # In a container the path may be that outside: the root then has the container's limit.
-        for folder in (root.joinpath(*parts[:count]) for count in range(len(parts) + 1)):
-            try:
-                statistics = dict(
-                    pair.split() for pair in (folder / "memory.stat").read_text().splitlines()
-                )
-                used = int((folder / usage).read_text())
-                used -= sum(int(statistics.get(name, 0)) for name in cached)
-                yield int((folder / limit).read_text()) - used
-            except (OSError, ValueError):  # no such group, or no limit ("max")
-                continue
+        try:
+            statistics = dict(
+                pair.split() for pair in (folder / "memory.stat").read_text().splitlines()
+            )
+            used = int((folder / usage).read_text())
+            used -= sum(int(statistics.get(name, 0)) for name in cached)
+            yield int((folder / limit).read_text()) - used
+        except (OSError, ValueError):  # no such group, or no limit ("max")
+            continue
 
 
 def _measure_step(

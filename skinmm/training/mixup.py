@@ -77,7 +77,7 @@ class CutMix(Mixup):
 
 
 def _blend(batch: Batch, order: Targets, share: float, **pasted: Tensor) -> Mixed:
-    """Return the weighted means of all inputs except pasted ones, with their dtypes."""
+    """Interpolate all inputs except those in `pasted`; keep their dtypes."""
     order = order.to(batch["target"].device)
     mixed = {**batch, **pasted}
     for name in batch.keys() - pasted.keys() - {"row", "target", "has_image"}:

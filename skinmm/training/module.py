@@ -173,7 +173,7 @@ class RowCollector(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, rows: Int[Tensor, " b"], *values: Shaped[Tensor, "b ..."]) -> None:
-        """Add a batch of values in the order of their names, floating-point ones in 32 bit."""
+        """Append a batch; `values` follow the order of `names`, floats as float32."""
         self.rows.append(rows)
         for name, value in zip(self.names, values, strict=True):
             is_float = value.is_floating_point()
@@ -263,10 +263,10 @@ class Classifier(BaseModule):
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Collect log-probabilities in 32 bit, regardless of the training precision."""
-        views = self.card.config["evaluation"]["views"]
+        symmetries = self.card.config["evaluation"]["views"]
         image, record = batch.get("image"), batch.get("record")
         has_image = batch.get("has_image")
-        log_probabilities, features = self.network.predict(image, record, views, has_image)
+        log_probabilities, features = self.network.predict(image, record, symmetries, has_image)
         self._test.update(batch["row"], log_probabilities, batch["target"], features)
 
     def on_test_epoch_end(self) -> None:

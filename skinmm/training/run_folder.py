@@ -61,7 +61,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Return whether the run is finished: metrics.json is written last."""
+        """Return whether the run is finished: metrics.json is the last of its results."""
         return (self.path / "metrics.json").is_file()
 
     @property

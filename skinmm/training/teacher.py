@@ -66,7 +66,7 @@ def soften(probabilities: Soft, temperature: float) -> Soft:
 def _require_unseen(
     path: Path, rows: pd.DataFrame, folds: np.ndarray | None, positions: np.ndarray
 ) -> None:
-    """Refuse a teacher that was trained on any of the rows it teaches."""
+    """Raise InputError if a teacher was trained on any of the rows it teaches."""
     numbers = np.full(len(rows), -1) if folds is None else folds[positions]
     for fold, trained in read_teacher_cohorts(path).items():
         taught = rows[(numbers == fold) | (folds is None)]

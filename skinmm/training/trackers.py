@@ -26,7 +26,7 @@ HIDDEN: Final = ["image_id", "patient_id", "lesion_id", "images"]  # columns tha
 
 
 def require_packages(config: Config) -> None:
-    """Refuse a training whose report, segmenter or logger needs a package that is absent."""
+    """Raise InputError if report, segmenter or logger need a package that is not installed."""
     require_package("matplotlib", "the report of a training", "train")
     if config.task == "segmentation" and config.segmenter.name == "unet":
         require_package("segmentation_models_pytorch", "segmenter=unet", "train")

@@ -76,7 +76,7 @@ def test_truth_may_be_one_hot_or_a_number(tmp_path: Path) -> None:
     read = read_predictions(path, both, form=TableFormat(CLASSES))
     assert read.target.tolist() == TARGET[::-1].tolist()
     two = write(tmp_path, by("{0}", np.eye(3)[TARGET] * [1, 1, 0], LOUD), "truth.csv")
-    with pytest.raises(InputError, match=r"row 4: BCC \+ MEL \+ NV is 0; a one-hot truth has one"):
+    with pytest.raises(InputError, match=r"row 4: 0 of the classes BCC, MEL, NV are 1, where one"):
         read_predictions(path, two)
 
 
@@ -141,7 +141,9 @@ def test_free_names_are_refused_once_with_the_setting_to_type(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"columns=\{\.\.\.: risk\}: .* has no such column; it"):
         read_predictions(path, form=TableFormat(columns={"p_malignant": "risk"}))
     path = write(tmp_path, {**columns, "p_malignant": P[:, 1]})
-    with pytest.raises(InputError, match="has a column p_malignant already; remove one of the two"):
+    with pytest.raises(
+        InputError, match="cannot be read as p_malignant: there is a column p_malignant"
+    ):
         read_predictions(path, form=form)
 
 

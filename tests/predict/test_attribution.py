@@ -94,7 +94,7 @@ def test_shapley_values_of_the_glove_game() -> None:
 @pytest.mark.parametrize("fusion", ["concat", "metablock", "cross_attention", "image_only"])
 def test_contributions_add_up_to_the_prediction(fusion: str, views: int) -> None:
     model = micro(fusion=fusion)
-    found = of(model, views=views)
+    found = of(model, symmetries=views)
     there = {"image"} if fusion == "image_only" else {"image", "age", "sex"}
     assert found.added.keys() == there
     predicted = malignancy(model, ROW, lesion(), symmetries=views)
@@ -119,7 +119,7 @@ def test_contributions_start_at_the_mean_of_background_rows(fusion: str, views: 
         network(micro_config("tabular_only")) if fusion == "tabular_only" else micro(fusion=fusion)
     )
     rows = background(model)
-    found = of(model, views=views, background=rows)
+    found = of(model, symmetries=views, background=rows)
     logits = model.predict(rows.get("image"), rows.get("record"))[0]
     mean = logits.double().softmax(dim=1)[:, 1:].sum(dim=1).mean()
     assert found.start == pytest.approx(float(mean), abs=1e-6)

@@ -14,7 +14,7 @@ from pydicom.uid import DermoscopicPhotographyImageStorage
 from quick_runs import best, predictions_of, quick_train
 
 from skinmm.cli import main
-from skinmm.config.commands import ServeConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.errors import InputError
 from skinmm.predict.backends import OnnxBackend
 from skinmm.predict.cases import Case, CasePredictor

@@ -10,7 +10,7 @@ import pytest
 from quick_runs import best, predictions_of, quick_train, tabular
 
 from skinmm.cli import main
-from skinmm.config.commands import ServeConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.data.relative import compare_rows
 from skinmm.errors import InputError
 from skinmm.predict import Predictor
@@ -109,7 +109,7 @@ def test_a_service_compares_the_rows_of_a_batch(run: Path) -> None:
     from_names = [row["malignancy"] for row in service.predict_table(named, {})]
     assert from_names == [row["malignancy"] for row in answers]
     pytest.importorskip("gradio")
-    from skinmm.serve.page import Result, render_result
+    from skinmm.serve.rendering import Result, render_result
 
     page = render_result(Result(Case([], rows[1]), row, explanation, service.card))
     assert f"Cannot be computed from one lesion: {', '.join(RELATIVE)}." in page

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from quick_runs import ROOT, best
 
-from skinmm.config.commands import ServeConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.predict.cases import CasePredictor
 from skinmm.serve.app import RequestQueue, create_app
 from skinmm.serve.cases import CaseRecorder

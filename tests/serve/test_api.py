@@ -22,7 +22,7 @@ from quick_runs import best
 from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm.cli import main
-from skinmm.config.commands import ServeConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.predict.cases import NOTICE, CasePredictor
 
 __all__ = ["at", "service"]  # fixtures

@@ -13,11 +13,11 @@ from lesion_cohorts import lesion_table, write_lesions
 from quick_runs import best, quick_train
 from served import application, client
 
-from skinmm.config.commands import ServeConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.predict.cases import CasePredictor
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import CaseRecorder
-from skinmm.serve.page import NOT_STATED, Page
+from skinmm.serve.page import Page
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +133,11 @@ def test_the_page_shows_each_image_and_its_heat_map(
         path.write_bytes(data)
         paths.append(str(path))
     uploads = {"": paths[:1], "clinical": paths[1:3]}
-    html, stays = asyncio.run(page.analyse("me", uploads, "clinician", "50", NOT_STATED))
+    html, stays = asyncio.run(page.analyse("me", uploads, "clinician", "50", ""))
     assert stays
     assert html.count("<img") == 6
     for words in ("Original image 1.", "image 2 (clinical)", "The images account for"):
         assert words in html
     more = {"": paths}
-    html, stays = asyncio.run(page.analyse("me", more, "clinician", "50", NOT_STATED))
+    html, stays = asyncio.run(page.analyse("me", more, "clinician", "50", ""))
     assert "There are 4 images, and this model takes 3: remove some." in html

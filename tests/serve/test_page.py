@@ -20,7 +20,7 @@ from dicom_files import dicom_from_jpeg
 from served import jpeg_of, service
 
 import skinmm
-from skinmm.config.commands import ServeConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.images.measure import measure_sharpness
 from skinmm.predict.cases import NOTICE, Case, CasePredictor
 from skinmm.predict.explain import Explainer, Explanation
@@ -28,15 +28,14 @@ from skinmm.predict.heat_maps import overlay
 from skinmm.predict.loading import CaseImage
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import CaseRecorder
-from skinmm.serve.page import (
+from skinmm.serve.page import MIN_SHARPNESS, Page
+from skinmm.serve.rendering import (
     AUDIENCES,
-    MIN_SHARPNESS,
-    NOT_STATED,
-    Page,
     Result,
+    format_probability,
+    render,
     render_result,
 )
-from skinmm.serve.rendering import format_probability, render
 from skinmm.serve.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -84,14 +83,14 @@ def test_the_result_is_the_service_s(
     service: CasePredictor, pictures: Path, tmp_path: Path, audience: str
 ) -> None:
     upload = uploaded(tmp_path, jpeg_of(pictures))
-    said = judge(service, upload, "55", NOT_STATED, "torso", audience=audience)
+    said = judge(service, upload, "55", "", "torso", audience=audience)
     row = service.predict(Case([CaseImage(jpeg_of(pictures))], {"age": "55", "site": "torso"}))
     assert f"{format_probability(row['malignancy'])}</b> probability" in said
     assert "Not provided: sex." in said
     assert said.count("<img") == 2
     assert NOTICE in unescape(said)
     assert ("What moved" in said) == (audience == "clinician")
-    assert said == judge(service, upload, "55", NOT_STATED, "torso", audience=audience)
+    assert said == judge(service, upload, "55", "", "torso", audience=audience)
 
 
 @pytest.mark.parametrize("age", ["old", "fifty", "-3", "200"])
@@ -99,9 +98,9 @@ def test_a_number_that_is_none_is_refused_by_name(
     service: CasePredictor, pictures: Path, tmp_path: Path, age: str
 ) -> None:
     upload = uploaded(tmp_path, jpeg_of(pictures))
-    said = unescape(judge(service, upload, age, NOT_STATED, "torso"))
+    said = unescape(judge(service, upload, age, "", "torso"))
     assert f"age: {age!r} is not a number from 0 to 120; enter a number" in said
-    assert "probability" in judge(service, upload, "50,5", NOT_STATED, "torso")
+    assert "probability" in judge(service, upload, "50,5", "", "torso")
 
 
 def test_a_model_without_calibration_refers_and_names_no_threshold(
@@ -120,15 +119,15 @@ def test_a_model_without_calibration_refers_and_names_no_threshold(
 def test_what_cannot_be_used_is_said_and_deleted(
     service: CasePredictor, tmp_path: Path, data: bytes
 ) -> None:
-    said = judge(service, uploaded(tmp_path, data), "", NOT_STATED, NOT_STATED)
+    said = judge(service, uploaded(tmp_path, data), "", "", "")
     assert 'role="alert"' in said
     assert "cannot be used" in said
     assert [*tmp_path.iterdir()] == []
 
 
 def test_an_image_that_is_not_there(service: CasePredictor, tmp_path: Path) -> None:
-    assert "needs an image" in judge(service, None, "5", NOT_STATED, NOT_STATED)
-    gone = judge(service, str(tmp_path / "gone.jpg"), "5", NOT_STATED, NOT_STATED)
+    assert "needs an image" in judge(service, None, "5", "", "")
+    gone = judge(service, str(tmp_path / "gone.jpg"), "5", "", "")
     assert "choose it again" in gone
 
 
@@ -175,9 +174,7 @@ def test_the_wording_for_patients_is_refused_unless_it_is_offered(
     service: CasePredictor, pictures: Path, tmp_path: Path
 ) -> None:
     upload = uploaded(tmp_path, jpeg_of(pictures))
-    said = judge(
-        service, upload, "55", NOT_STATED, "torso", audience="patient", audiences=("clinician",)
-    )
+    said = judge(service, upload, "55", "", "torso", audience="patient", audiences=("clinician",))
     assert "What moved" in said
 
 
@@ -245,7 +242,7 @@ def test_a_blurred_picture_is_said_to_be(
     file = io.BytesIO()
     with Image.open(pictures / "ISIC_0000166.jpg") as opened:
         opened.filter(ImageFilter.GaussianBlur(4)).save(file, "jpeg")
-    cells = ("", NOT_STATED, NOT_STATED)
+    cells = ("", "", "")
     assert "is blurred" in judge(service, uploaded(tmp_path, file.getvalue()), *cells)
     sharp = uploaded(tmp_path, jpeg_of(pictures, "ISIC_0000166"))
     assert "is blurred" not in judge(service, sharp, *cells)
@@ -280,9 +277,7 @@ def test_a_verdict_on_the_page(service: CasePredictor, pictures: Path, tmp_path:
     store = Store.open(str(tmp_path / "cases.db"))
     page = Page(service, RequestQueue(4, 60), CaseRecorder(service, store))
     upload = uploaded(tmp_path, jpeg_of(pictures))
-    said, _ = asyncio.run(
-        page.analyse("me", {"": [upload]}, "clinician", "55", NOT_STATED, "torso", "P1")
-    )
+    said, _ = asyncio.run(page.analyse("me", {"": [upload]}, "clinician", "55", "", "torso", "P1"))
     assert "Saved as case <b>1</b>" in said
     assert "Case 1, patient P1: benign. Thank" in page.save_verdict("you", "1", "benign")
     assert "malignant (before: benign)." in page.save_verdict("you", " 1 ", "malignant")

@@ -16,7 +16,7 @@ from served import jpeg_of, process
 from sklearn.neighbors import NearestNeighbors
 
 from skinmm.cli import main
-from skinmm.config.commands import ServeConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.models.checkpoint import load_card
 from skinmm.predict import Predictor
 from skinmm.predict.cases import CasePredictor

@@ -12,12 +12,13 @@ from micro_runs import table_cohort
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 
 from skinmm.cli import main
-from skinmm.config.commands import ExportConfig, ServeConfig
+from skinmm.config.commands import ExportConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.predict import Predictor, export_onnx
 from skinmm.predict.cases import Case, CasePredictor
 from skinmm.predict.loading import CaseImage
 from skinmm.serve.app import RequestQueue, create_app
-from skinmm.serve.page import Result, render_result
+from skinmm.serve.rendering import Result, render_result
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None, reason="needs skinmm[onnx]"

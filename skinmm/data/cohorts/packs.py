@@ -100,7 +100,7 @@ def tfrecord(
 
 
 def _require_words(table: pd.DataFrame, root: Path) -> None:
-    """Refuse integers for sex and site, whose meaning the files do not state."""
+    """Raise InputError for integers as sex or site: the files do not state their meaning."""
     for column, example in {"sex": "male,female", "site": "torso,head/neck"}.items():
         cells = table[column].dropna().unique() if column in table else ()
         if numbers := sorted((cell for cell in cells if str(cell).isdecimal()), key=int):

@@ -183,7 +183,7 @@ def merge_companion(
 
 
 def require_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuse a value of an adapter's option that is not among the allowed ones."""
+    """Raise InputError if an option of an adapter has a value that is not allowed."""
     if value not in allowed:
         raise InputError(f"+data.args.{key}={value}: choose from {', '.join(allowed)}")
 

@@ -146,7 +146,7 @@ def merge_spellings(cells: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def require_consistent_targets(rows: pd.DataFrame, file: Path) -> None:
-    """Refuse melanomas and carcinomas with target 0, and nevi with target 1."""
+    """Raise InputError for melanomas and carcinomas with target 0, and nevi with target 1."""
     diagnosis = map_unique(rows["diagnosis"], parse_diagnosis)
     wrong = diagnosis.isin(("mel", "bcc", "scc")) & rows["target"].eq(0)
     wrong |= diagnosis.eq("nv") & rows["target"].eq(1)

@@ -1,5 +1,6 @@
 // The page: form, result, offline store. The words of a result are templates of index.html.
 import { loadModel } from './model.js';
+import { say } from './texts.js';
 
 const MAX_BYTES = 50e6;
 const one = (selector) => document.querySelector(selector);
@@ -23,8 +24,8 @@ function copy(id, values = {}) {
 
 function buildScale({ malignancy, threshold }) {
   const scale = Object.assign(document.createElement('div'), { className: 'scale', role: 'img' });
-  const mark = threshold === null ? '' : `, threshold ${percent(threshold)}`;
-  scale.setAttribute('aria-label', `${percent(malignancy)} on a scale from 0 to 100 %${mark}`);
+  const values = { malignancy: percent(malignancy), threshold: threshold !== null && percent(threshold) };
+  scale.setAttribute('aria-label', say(threshold === null ? 'scale' : 'scale_threshold', values));
   scale.append(document.createElement('i'));
   scale.firstChild.style.width = `${100 * malignancy}%`;
   if (threshold !== null) {
@@ -48,14 +49,14 @@ function listNotes(result, facts) {
 
 function listReliability(result, facts) {
   const notes = [copy('test-notes')];
-  if (facts.coverage && result.prediction_set.length) notes.push(copy('set-note', { names: result.prediction_set.join(' or ') }));
-  if (result.ood !== null) notes.push(copy('similarity-note', { outcome: result.ood > 1 ? 'failed' : 'passed', score: result.ood.toFixed(2) }));
+  if (facts.coverage && result.prediction_set.length) notes.push(copy('set-note', { names: result.prediction_set.join(say('alternative')) }));
+  if (result.ood !== null) notes.push(copy(`similarity-${result.ood > 1 ? 'failed' : 'passed'}`, { score: result.ood.toFixed(2) }));
   return notes;
 }
 
 function showResult(result, facts) {
   const article = Object.assign(document.createElement('article'), { className: 'result' });
-  article.setAttribute('aria-label', 'Result');
+  article.setAttribute('aria-label', say('label'));
   article.append(copy(facts.threshold === null ? 'head-uncalibrated' : `head-${result.decision}`));
   if (result.decision === 'benign') article.append(copy('benign-note'));
   article.append(copy('chance', { malignancy: percent(result.malignancy) }), buildScale(result));
@@ -128,22 +129,22 @@ async function submit(event, model) {
   button.disabled = true;
   clearResult();
   const analysed = inputs;
-  status('Analysing ...');
+  status(say('analysing'));
   await new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); }); // paint first
   try {
-    if (chosen && chosen.size > MAX_BYTES) throw new Error(`the image has ${chosen.size} bytes, the limit is ${MAX_BYTES}`);
+    if (chosen && chosen.size > MAX_BYTES) throw new Error(say('too_large', { bytes: chosen.size, limit: MAX_BYTES }));
     const data = chosen && new Uint8Array(await chosen.arrayBuffer());
     const record = Object.fromEntries(new FormData(event.target));
     const started = performance.now();
     const result = await model.analyse(data, record);
     if (analysed !== inputs) {
-      status('Image or record were changed: analyse again.');
+      status(say('changed'));
       return;
     }
     showResult(result, model.facts);
     const answer = one('#result');
     if (answer.getBoundingClientRect().top > 0.6 * innerHeight) answer.scrollIntoView();
-    status(`Done in ${Math.round(performance.now() - started)} ms on this device.`);
+    status(say('done', { milliseconds: Math.round(performance.now() - started) }));
   } catch (error) {
     if (analysed === inputs) {
       showRefusal(error.message);
@@ -175,9 +176,9 @@ async function start() {
   const model = await loadModel();
   one('#form').addEventListener('submit', (event) => submit(event, model));
   one('#analyse').disabled = false;
-  status(isStored ? 'Ready, also without a network.' : 'Ready. This browser does not store the page: it needs the network at the next start.');
+  status(say(isStored ? 'ready' : 'ready_online'));
   document.documentElement.dataset.ready = isStored ? 'offline' : 'online';
   window.skinmm = model; // for scripts and tests
 }
 
-start().catch((error) => showRefusal(`The model could not be loaded: ${error.message}. Reload the page.`));
+start().catch((error) => showRefusal(say('not_loaded', { reason: error.message })));

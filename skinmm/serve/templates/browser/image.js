@@ -1,6 +1,7 @@
 // Bytes of an image to the square of pixels that the network reads, as skinmm/images/decode.py makes it.
 import { checkSize, decodeJpeg, ImageError } from './jpeg.js';
 import { decodePng } from './png.js';
+import { say } from './texts.js';
 
 export { ImageError };
 
@@ -13,7 +14,7 @@ export async function readImage(data, size, maxPixels) {
   const [height, width] = raster.extent;
   const isResized = raster.width !== size || raster.height !== size || width !== size || height !== size;
   const pixels = isResized ? resize(raster, size) : raster.pixels;
-  if (pixels.every((value, i) => value === pixels[i % 3])) throw new ImageError('the image has a single colour, so it shows no lesion');
+  if (pixels.every((value, i) => value === pixels[i % 3])) throw new ImageError(say('single_colour'));
   const turned = raster.orientation >= 5;
   const [shownWidth, shownHeight] = raster.full ?? [raster.width, raster.height];
   return {
@@ -30,8 +31,8 @@ function detect(data) {
   if (text.startsWith('\x89PNG\r\n\x1a\n')) return 'PNG';
   if (text.startsWith('RIFF') && text.slice(8, 12) === 'WEBP') return 'WebP';
   if (text.slice(4, 8) === 'ftyp' && /^(hei[cxms]|hev[cx]|mif1|msf1)$/.test(text.slice(8, 12))) return 'HEIC';
-  if (text.slice(128, 132) === 'DICM') throw new ImageError('DICOM is not read here: use skinmm serve, or export the image as JPEG or PNG');
-  throw new ImageError('not a JPEG, PNG, WebP or HEIC image: convert it to JPEG or PNG');
+  if (text.slice(128, 132) === 'DICM') throw new ImageError(say('dicom'));
+  throw new ImageError(say('other_format'));
 }
 
 // HEIC and WebP by the browser, where it can; not compared with Python.
@@ -39,20 +40,20 @@ async function decodeByBrowser(data, kind, maxPixels) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(new Blob([data]), { colorSpaceConversion: 'none', premultiplyAlpha: 'none' });
-  } catch { throw new ImageError(`this browser cannot read ${kind}: save the image as JPEG (iPhone: Settings, Camera, Formats, Most Compatible)`); }
+  } catch { throw new ImageError(say('unreadable', { kind })); }
   const { width, height } = bitmap;
   checkSize(width, height, maxPixels);
   const context = Object.assign(document.createElement('canvas'), { width, height }).getContext('2d', { willReadFrequently: true });
   context.fillStyle = '#123456';
   context.fillRect(0, 0, 1, 1);
   const probe = context.getImageData(0, 0, 1, 1).data;
-  if (probe[0] !== 0x12 || probe[1] !== 0x34 || probe[2] !== 0x56) throw new ImageError('this browser changes pixels to protect your privacy: use a JPEG or PNG image');
+  if (probe[0] !== 0x12 || probe[1] !== 0x34 || probe[2] !== 0x56) throw new ImageError(say('changed_pixels'));
   context.clearRect(0, 0, 1, 1);
   context.drawImage(bitmap, 0, 0);
   const values = context.getImageData(0, 0, width, height).data;
   const pixels = new Uint8Array(3 * width * height);
   for (let from = 0, to = 0; from < values.length; from += 4, to += 3) {
-    if (values[from + 3] !== 255) throw new ImageError('the image has transparent pixels: save it as JPEG');
+    if (values[from + 3] !== 255) throw new ImageError(say('transparent'));
     pixels[to] = values[from]; pixels[to + 1] = values[from + 1]; pixels[to + 2] = values[from + 2];
   }
   return { pixels, width, height, extent: [height, width], orientation: 1 };

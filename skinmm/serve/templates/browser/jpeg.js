@@ -1,17 +1,19 @@
 // JPEG to RGB, bit by bit as libjpeg-turbo decodes it at n eighths of the size (ITU-T T.81).
 // A browser's own decoder cannot scale, and its result depends on the browser.
 
+import { say } from './texts.js';
+
 export class ImageError extends Error {}
 
 const MIN_SIDE = 16;
 
 export function checkSize(width, height, maxPixels) {
-  if (Math.min(width, height) < MIN_SIDE) refuse(`${width} x ${height} pixels are too few: each side needs ${MIN_SIDE}`);
-  if (width * height > maxPixels) refuse(`the image has ${width} x ${height} pixels, the limit is ${Math.floor(maxPixels / 1e6)} megapixels`);
+  if (Math.min(width, height) < MIN_SIDE) refuse('too_small', { width, height, limit: MIN_SIDE });
+  if (width * height > maxPixels) refuse('too_many_pixels', { width, height, limit: Math.floor(maxPixels / 1e6) });
 }
 
-const refuse = (message) => { throw new ImageError(message); };
-const DAMAGED = 'the JPEG is damaged or ends early: take or copy it again';
+const refuse = (key, values) => { throw new ImageError(say(key, values)); };
+const DAMAGED = 'damaged_jpeg';
 
 // Rows of the inverse DCT of n values from 8 coefficients, in units of 2^-13 (2: 2^-15, 4: 2^-14), as
 // libjpeg rounds them; the lower half mirrors the upper one.
@@ -39,7 +41,7 @@ function readCoefficients(data, maxPixels) {
   let at = 2;
   for (;;) {
     if (at + 4 > data.length) refuse(DAMAGED);
-    if (data[at] !== 0xff) refuse('the JPEG has stray bytes between its segments: save it again as JPEG');
+    if (data[at] !== 0xff) refuse('stray_segments');
     const marker = data[at + 1];
     if (marker === 0xff) { at += 1; continue; }
     const length = (data[at + 2] << 8) | data[at + 3];
@@ -69,7 +71,7 @@ function readSegment(marker, segment, state) {
   else if (marker === 0xc4) readHuffman(segment, state);
   else if (marker === 0xdd) state.restart = (segment[0] << 8) | segment[1];
   else if (marker >= 0xc0 && marker <= 0xc2) readFrame(marker, segment, state);
-  else if (UNSUPPORTED.has(marker)) refuse('this coding of JPEG is not read here: save it as a usual JPEG');
+  else if (UNSUPPORTED.has(marker)) refuse('jpeg_coding');
   else if (marker === 0xe0 && text.startsWith('JFIF\0') && segment.length >= 14) state.jfif = true;
   else if (marker === 0xee && text.startsWith('Adobe') && segment.length >= 12) state.adobe = segment[11];
   else if (marker === 0xe1 && text === 'Exif\0\0' && !state.exif) {
@@ -133,8 +135,8 @@ function readHuffman(segment, state) {
 function readFrame(marker, segment, state) {
   if (state.frame || segment.length < 6) refuse(DAMAGED);
   const [height, width, count] = [(segment[1] << 8) | segment[2], (segment[3] << 8) | segment[4], segment[5]];
-  if (segment[0] !== 8) refuse(`JPEG with ${segment[0]} bits: convert it to 8 bits first`);
-  if (count === 4) refuse('the JPEG is in CMYK: save it in RGB');
+  if (segment[0] !== 8) refuse('jpeg_bits', { bits: segment[0] });
+  if (count === 4) refuse('jpeg_cmyk');
   if (!width || !height || ![1, 3].includes(count) || segment.length < 6 + 3 * count) refuse(DAMAGED);
   checkSize(width, height, state.maxPixels);
   const components = Array.from({ length: count }, (_, i) => ({
@@ -145,7 +147,7 @@ function readFrame(marker, segment, state) {
   const [luma, blue, red] = components;
   const isUsual = luma.h === hMax && luma.v === vMax && blue?.h === red?.h && blue?.v === red?.v;
   for (const part of components) {
-    if (!isUsual || !part.h || !part.v || hMax % part.h || vMax % part.v) refuse('the colours of this JPEG are sampled in an unusual way: save it again');
+    if (!isUsual || !part.h || !part.v || hMax % part.h || vMax % part.v) refuse('jpeg_sampling');
     part.columns = Math.ceil((width * part.h) / (hMax * 8));
     part.rows = Math.ceil((height * part.v) / (vMax * 8));
     part.stride = across * part.h;
@@ -249,7 +251,7 @@ class BitReader {
 
   // Forget the rest of the last byte; return the position of the next marker.
   end() {
-    if (this.count - this.padding >= 8) refuse('the JPEG has stray bytes: save it again as JPEG');
+    if (this.count - this.padding >= 8) refuse('stray_bytes');
     Object.assign(this, { buffer: 0, count: 0, padding: 0 });
     return this.at;
   }

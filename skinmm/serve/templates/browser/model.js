@@ -1,6 +1,7 @@
 // The models of the folder on one lesion, with the decisions of skinmm/predict/predictor.py.
 import * as ort from './ort.wasm.bundle.min.mjs';
 import { readImage } from './image.js';
+import { say } from './texts.js';
 
 const EMPTY = new Set(['', '-', '?', 'na', 'n/a', 'nan', 'none', 'null', 'unk', 'unknown', 'not known']);
 
@@ -9,7 +10,7 @@ const SESSION = { executionProviders: ['wasm'], extra: { optimization: { disable
 
 export async function fetchChecked(name, integrity) {
   const answer = await fetch(name, integrity ? { integrity } : {});
-  if (!answer.ok) throw new Error(`${name}: the server answered ${answer.status}`);
+  if (!answer.ok) throw new Error(say('server', { file: name, status: answer.status }));
   return answer;
 }
 
@@ -28,13 +29,13 @@ export async function loadModel() {
 
 // Return the result as the service's API gives it, with the size of the image that is too small.
 async function analyse(facts, members, data, record) {
-  if (!data && facts.needs_image) throw new Error('This model needs an image: choose one first.');
+  if (!data && facts.needs_image) throw new Error(say('needs_image'));
   const { values, unknown, missing } = readRecord(facts.columns, record);
   const word = facts.columns.find((column) => column.kind === 'number' && unknown.includes(column.name));
-  if (word) throw new Error(`${word.name}: '${record[word.name].slice(0, 50)}' is not a number${'high' in word ? ` from ${word.low} to ${word.high}` : ''}; enter a number, or leave the field empty.`);
+  if (word) throw new Error(say('high' in word ? 'not_an_age' : 'not_a_number', { ...word, value: record[word.name].slice(0, 50) }));
   const usesImages = members.some((member) => member.image_size);
   if (usesImages && !data) missing.unshift('image');
-  if (missing.length === facts.columns.length + usesImages) throw new Error('There is nothing to predict from: choose an image or enter a value first.');
+  if (missing.length === facts.columns.length + usesImages) throw new Error(say('nothing'));
   const images = new Map();
   for (const { image_size: size } of members) if (data && size && !images.has(size)) images.set(size, await readImage(data, size, facts.max_pixels));
   const outputs = [];

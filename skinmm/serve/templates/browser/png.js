@@ -1,8 +1,10 @@
 // PNG to RGB as Pillow reads it (W3C PNG, 3rd edition): 8 bits a value, without transparency and profile.
 import { checkSize, ImageError, readOrientation } from './jpeg.js';
+import { say } from './texts.js';
 
 const CHANNELS = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 };
-const DAMAGED = 'the PNG is damaged or ends early: take or copy it again';
+const refuse = (key) => { throw new ImageError(say(key)); };
+const DAMAGED = 'damaged_png';
 
 // Return {pixels (RGB), width, height, extent: [height, width], orientation}.
 export async function decodePng(data, maxPixels) {
@@ -10,9 +12,9 @@ export async function decodePng(data, maxPixels) {
   const [width, height] = [header.getUint32(0), header.getUint32(4)];
   const [depth, type] = [header.getUint8(8), header.getUint8(9)];
   const channels = CHANNELS[type];
-  if (!width || !height || !channels || (type === 3 && !palette)) throw new ImageError(DAMAGED);
+  if (!width || !height || !channels || (type === 3 && !palette)) refuse(DAMAGED);
   checkSize(width, height, maxPixels);
-  if (header.getUint8(12)) throw new ImageError('interlaced PNG is not read here: save it without interlacing');
+  if (header.getUint8(12)) refuse('interlaced_png');
   const stride = Math.ceil((width * channels * depth) / 8);
   const rows = await inflate(parts, height * (stride + 1));
   unfilter(rows, stride, height, Math.max(1, (channels * depth) >> 3));
@@ -50,13 +52,13 @@ function readChunks(data) {
   const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
   const result = { header: null, palette: null, orientation: 1, parts: [] };
   for (let at = 8; ;) {
-    if (at + 12 > data.length || at + 12 + view.getUint32(at) > data.length) throw new ImageError(DAMAGED);
+    if (at + 12 > data.length || at + 12 + view.getUint32(at) > data.length) refuse(DAMAGED);
     const end = at + 8 + view.getUint32(at);
     const name = String.fromCharCode(...data.subarray(at + 4, at + 8));
     const content = data.subarray(at + 8, end);
     // As in Pillow; the compressed pixels have a checksum of their own.
     const isChecked = !result.parts.length && name !== 'IDAT';
-    if (isChecked && view.getUint32(end) !== checksum(data.subarray(at + 4, end))) throw new ImageError(DAMAGED);
+    if (isChecked && view.getUint32(end) !== checksum(data.subarray(at + 4, end))) refuse(DAMAGED);
     if (name === 'IHDR' && content.length === 13) result.header = new DataView(content.buffer, content.byteOffset, 13);
     if (name === 'PLTE') { result.palette = new Uint8Array(768); result.palette.set(content); }
     if (name === 'IDAT') result.parts.push(content);
@@ -64,7 +66,7 @@ function readChunks(data) {
     if (name === 'IEND') break;
     at = end + 4;
   }
-  if (!result.header) throw new ImageError(DAMAGED);
+  if (!result.header) refuse(DAMAGED);
   return result;
 }
 
@@ -77,8 +79,8 @@ async function inflate(parts, length) {
       rows.set(part.value.subarray(0, length - at), at);
       at = Math.min(length, at + part.value.length);
     }
-  } catch { throw new ImageError(DAMAGED); }
-  if (at < length) throw new ImageError(DAMAGED);
+  } catch { refuse(DAMAGED); }
+  if (at < length) refuse(DAMAGED);
   return rows;
 }
 
@@ -87,7 +89,7 @@ function unfilter(rows, stride, height, back) {
   for (let y = 0; y < height; y += 1) {
     const start = y * (stride + 1) + 1;
     const filter = rows[start - 1];
-    if (filter > 4) throw new ImageError(DAMAGED);
+    if (filter > 4) refuse(DAMAGED);
     for (let i = 0; i < stride && filter; i += 1) {
       const a = i >= back ? rows[start + i - back] : 0;
       const b = y ? rows[start + i - stride - 1] : 0;
@@ -104,5 +106,5 @@ function paeth(a, b, c) {
 
 function requireUpperBits(pixels) {
   const highest = pixels.reduce((most, value) => Math.max(most, value), 0);
-  if (highest && highest < 16) throw new ImageError('its 16-bit values use at most 12 bits, so it would be almost black: convert it to 8 bits');
+  if (highest && highest < 16) refuse('dark_png');
 }
