@@ -58,6 +58,7 @@ class DicomwebConfig(InferenceConfig):
     )
     captures: bool = setting(True, "also store heat maps as secondary captures")
     parked: bool = setting(False, "try parked images again")
+    dismiss: list[str] = setting([], "parked images to give up, by SOP Instance UID")
     attempts: int = setting(
         8,
         "attempts per request; then the image is postponed, or the command ends (watch=null)",

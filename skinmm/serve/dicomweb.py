@@ -76,6 +76,7 @@ def exchange(config: DicomwebConfig) -> int:
     outbox = Outbox(store)
     with outbox.lock():
         model = register_model(predictor, store)
+        outbox.dismiss(config.dismiss)
         if config.parked:
             outbox.restart_parked()
         worker = _Worker(config, server, predictor, outbox, model)

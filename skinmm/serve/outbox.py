@@ -125,6 +125,15 @@ class Outbox:
             values = {"state": READY, "reason": ""}
             database.execute(sql.update(_OUTBOX).where(is_parked).values(values))
 
+    def dismiss(self, images: Sequence[str]) -> None:
+        """Give parked images up; raise InputError if an image is not parked."""
+        with self._store.begin() as database:
+            for image in images:
+                is_parked = (_OUTBOX.c.image == image) & (_OUTBOX.c.state == PARKED)
+                update = sql.update(_OUTBOX).where(is_parked).values(state=IGNORED)
+                if not database.execute(update).rowcount:
+                    raise InputError(f"dismiss={image}: no parked image has this SOP Instance UID")
+
     def list_studies(self) -> dict[int, tuple[str, str]]:
         """Return Study and SOP Instance UID of each case's image, by case number."""
         columns = (_OUTBOX.c.number, _OUTBOX.c.study, _OUTBOX.c.image)

@@ -262,6 +262,10 @@ def test_failures_are_named_and_retried_or_parked(
     front.failures["POST"] = [409]
     assert main.main(command) == 3
     assert "1.2.840.99.1.2: its result is parked (store: HTTP 409" in capsys.readouterr().err
+    assert main.main(command) == 3  # as long as it is parked
+    assert main.main([*command, "dismiss=[1.2.840.99.1.2,1.2.3]"]) == 2
+    assert "dismiss=1.2.3: no parked image" in capsys.readouterr().err
+    assert main.main(command) == 3  # all or none
     front.failures["POST"] = [502]
     assert main.main([*command, "parked=true"]) == 3
     assert "postponed until the others are done (store: HTTP 502" in capsys.readouterr().err
@@ -270,6 +274,14 @@ def test_failures_are_named_and_retried_or_parked(
     assert "nothing is lost: run the command again" in capsys.readouterr().err
     front.failures["GET"] = [0]
     assert main.main(command) == 0
+    check_evidence(front.archive, 2)
+    front.archive.send(lesion(pictures, 2))
+    front.failures["POST"] = [409]
+    assert main.main(command) == 3
+    front.failures["POST"] = [0]
+    assert main.main([*command, "dismiss=[1.2.840.99.2.2]"]) == 0
+    assert main.main([*command, "parked=true"]) == 0
+    assert "2 sent, 0 ready, 0 parked" in capsys.readouterr().out
     check_evidence(front.archive, 2)
 
 
