@@ -5,7 +5,7 @@ from pathlib import Path
 
 import uvicorn
 
-from skinmm.config.commands import ServeConfig
+from skinmm.config.remote_commands import ServeConfig
 from skinmm.predict.cases import CasePredictor
 from skinmm.serve.app import RequestQueue, create_app
 from skinmm.serve.page import mount_page

@@ -70,8 +70,10 @@ def export(config: ExportConfig) -> list[Path]:
 
     The networks of `ensemble.ckpt` become `ensemble.0.onnx`, `ensemble.1.onnx` and so on.
     """
-    if config.output or config.runtime:
-        raise InputError("output and runtime belong to target=browser; target=onnx writes out=FILE")
+    if config.output or config.runtime or config.texts:
+        raise InputError(
+            "output, runtime and texts belong to target=browser; target=onnx writes out=FILE"
+        )
     source = find_checkpoint(Path(config.checkpoint))
     if not config.out and source.parent == ZOO:
         raise InputError(

@@ -124,8 +124,10 @@ def _write_folder(
         (folder / name).write_bytes((runtime / name).read_bytes())
     for name in _STATIC:
         (folder / name).write_bytes((_TEMPLATES / "browser" / name).read_bytes())
+    words = {**texts["result"], **texts["reliability"], **texts["messages"], **texts["browser"]}
+    values = {"words": words, "names": texts["choices"], "title": texts["title"]}
     for name in ("texts.js", "manifest.webmanifest"):
-        (folder / name).write_text(render(f"browser/{name}", texts), encoding="utf-8")
+        (folder / name).write_text(render(f"browser/{name}", **values), encoding="utf-8")
     (folder / "page.css").write_bytes((_TEMPLATES / "page.css").read_bytes())
     names = [f"model.{number}.onnx" for number in range(len(models))]
     precisions = [

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
@@ -41,6 +42,7 @@ deviation of 2 pixels, more than 90 % of the first are."""
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108  uploads stay in memory where this folder exists
 _CACHE: Final = (60, 300)  # seconds between deletions of uploads, and their age when deleted
 _CHOICES: Final = {"sex": SEXES, "site": SITES}
+_IN_SCRIPT: Final = {ord(sign): f"&#{ord(sign)};" for sign in "`$\\"}
 _SCROLL: Final = """() => {
   const answer = document.querySelector(".result, .refusal");
   const top = answer ? answer.getBoundingClientRect().top : 0;
@@ -78,7 +80,8 @@ class Page:
         patient = messages["saved_patient"].format(**case) if case["patient"] else ""
         before = messages["saved_before"].format(before=before) if is_changed else ""
         parts = {"number": case["number"], "patient": patient, "before": before}
-        return f'<p role="status">{messages["saved"].format(diagnosis=verdict, **parts)}</p>'
+        text = messages["saved"].format(diagnosis=verdict, **parts)
+        return f'<p role="status">{escape(text)}</p>'
 
     async def analyse(
         self, user: str, uploads: Mapping[str, Sequence[str]], audience: str, *cells: Any
@@ -137,7 +140,11 @@ class Page:
         numbers = {c.name for layout in layouts for c in layout if c.kind == "numeric"}
         if words := [name for name in row["unknown"] if name in numbers]:
             text = messages["not_an_age" if words[0] == "age" else "not_a_number"]
-            values = {"name": words[0], "value": record[words[0]][:50], "high": f"{MAX_AGE:.0f}"}
+            values = {
+                "name": self.texts["choices"].get(words[0], words[0]),
+                "value": record[words[0]][:50],
+                "high": f"{MAX_AGE:.0f}",
+            }
             raise ProblemError.unusable(text.format(**values))
         pictures = (decode_within(image.data, DISPLAY_SIDE) for image in explanation.images)
         is_blurred = any(measure_sharpness(picture) < MIN_SHARPNESS for picture in pictures)
@@ -246,13 +253,15 @@ def _add_form(gr: Any, page: Page) -> Form:
     texts, words, columns = page.texts, page.texts["form"], page.recorder.columns
     views = _list_views(page)
     uploads = [_add_upload(gr, view, texts, len(views) > 1) for view in views]
-    gr.HTML(f'<p class="small">{words["formats"]}</p>')
+    gr.HTML(f'<p class="small">{escape(words["formats"])}</p>')
     fields = [_add_field(gr, name, texts) for name in columns]
     if "site" in columns:
         # A body map that chooses in the list of sites and marks the chosen one.
         sites, identity = fields[columns.index("site")], "(site) => site"
         script = (_TEMPLATES / "body_map.js").read_text(encoding="utf-8")
-        body = gr.HTML("", html_template=render("body_map.html", texts), js_on_load=script)
+        # Gradio makes a JavaScript template of the HTML.
+        template = render("body_map.html", texts).translate(_IN_SCRIPT)
+        body = gr.HTML("", html_template=template, js_on_load=script)
         body.input(None, body, sites, js=identity, api_visibility="private")
         sites.change(None, sites, body, js=identity, api_visibility="private")
     names = [(texts["choices"][name], name) for name in page.audiences]
@@ -280,7 +289,7 @@ def _add_verdicts(page: Page) -> None:
 
     form = page.texts["form"]
     with gr.Tab(page.texts["tabs"]["diagnosis"]):
-        gr.HTML(f"<p>{form['confirmed']}</p>")
+        gr.HTML(f"<p>{escape(form['confirmed'])}</p>")
         number = gr.Textbox(label=form["case"], max_length=10)  # a number field reads 2,9 as 29
         verdict = gr.Radio([*page.predictor.predictor.classes], label=form["diagnosis"])
         button = gr.Button(form["save"], variant="primary")

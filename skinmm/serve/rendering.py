@@ -1,15 +1,15 @@
 """Texts of the web page and of the browser folder: words, templates, figures of a model card."""
 
-import string
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import escape
 
 from skinmm.errors import InputError
 from skinmm.images.decode import decode, decode_within
@@ -46,7 +46,7 @@ def list_groups(card: Mapping[str, Any]) -> list[dict[str, float]]:
 def format_probability(share: float) -> str:
     """Return a percentage with two significant digits, without decimals from 10 % on."""
     value = 100 * share
-    text = "under 0.01" if value < 0.01 else f"{value:.2g}" if value < 9.95 else f"{value:.0f}"  # noqa: PLR2004
+    text = "<0.01" if value < 0.01 else f"{value:.2g}" if value < 9.95 else f"{value:.0f}"  # noqa: PLR2004
     return f"{text}\N{NO-BREAK SPACE}%"
 
 
@@ -68,7 +68,7 @@ _ENVIRONMENT.globals.update(demo_image=_load_demo_image, estimate=format_estimat
 
 def render(template: str, texts: Texts | None = None, **values: Any) -> str:
     """Return a rendered template with the words `text`, by default the English ones."""
-    return _ENVIRONMENT.get_template(template).render(values, text=texts or ENGLISH)
+    return _ENVIRONMENT.get_template(template).render(values, text=_escape(texts or ENGLISH))
 
 
 def load_texts(path: str | None) -> Texts:
@@ -81,48 +81,48 @@ def load_texts(path: str | None) -> Texts:
         return ENGLISH
     try:
         texts = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        _require_same(ENGLISH, texts, "")
     except (OSError, ValueError) as error:
         raise InputError(f"texts={path}: {error}") from error
-    english, translated = dict(_list_sentences(ENGLISH)), dict(_list_sentences(texts))
-    for problem, names in (
-        ("lacks", english.keys() - translated.keys()),
-        ("has unknown", translated.keys() - english.keys()),
-    ):
-        if names:
-            raise InputError(f"texts={path}: {problem} {', '.join(sorted(names))}")
-    for name, sentence in english.items():
-        if _list_values(translated[name]) != _list_values(sentence):
-            raise InputError(f"texts={path}: {name} needs the values of {str(sentence)!r}")
-    return _mark(texts)
+    if not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]+)*", texts["language"]):
+        raise InputError(f"texts={path}: language={texts['language']!r} must be a code such as de")
+    return texts
 
 
-def _list_sentences(words: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the sentences with their names, e.g. `learn.border.1`."""
-    if isinstance(words, dict | list):
-        parts = words.items() if isinstance(words, dict) else enumerate(words, start=1)
-        for key, part in parts:
-            yield from _list_sentences(part, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, words
+def _require_same(english: Any, words: Any, name: str) -> None:
+    """Raise ValueError if words differ from the English ones in structure or in their values."""
+    if type(words) is not type(english):
+        kind = {dict: "section", list: "list of texts", str: "text"}[type(english)]
+        raise ValueError(f"{name} must be a {kind}")
+    if isinstance(english, str):
+        if _list_values(words) != _list_values(english):
+            raise ValueError(f"{name} needs the values of {english!r}, and no other braces")
+        return
+    if isinstance(english, list):
+        english, words = (dict(enumerate(part, start=1)) for part in (english, words))
+    for problem, keys in ("lacks", english.keys() - words), ("has unknown", words.keys() - english):
+        if keys:
+            names = sorted(f"{name}.{key}".strip(".") for key in keys)
+            raise ValueError(f"{problem} {', '.join(names)}")
+    for key, part in english.items():
+        _require_same(part, words[key], f"{name}.{key}".strip("."))
 
 
-def _list_values(sentence: Any) -> set[str | None] | None:
-    """Return the names in braces; None: this is not a sentence, or a brace is not closed."""
-    try:
-        return {name for _, name, _, _ in string.Formatter().parse(sentence)} - {None}
-    except (TypeError, ValueError):
-        return None
+def _list_values(sentence: str) -> set[str]:
+    """Return the names in braces, and each other brace."""
+    return {*re.findall(r"\{(\w+)\}", sentence), *re.findall("[{}]", _VALUE.sub("", sentence))}
 
 
-def _mark(words: Any) -> Any:
-    """Return words as HTML, into which values are escaped."""
+def _escape(words: Any) -> Any:
+    """Return words as HTML, in which values are escaped as well."""
     if isinstance(words, dict):
-        return {name: _mark(part) for name, part in words.items()}
-    return [_mark(part) for part in words] if isinstance(words, list) else Markup(words)  # noqa: S704
+        return {name: _escape(part) for name, part in words.items()}
+    return [*map(_escape, words)] if isinstance(words, list) else escape(words)
 
 
-ENGLISH: Final[Texts] = _mark(
-    tomllib.loads((files("skinmm.serve") / "texts.toml").read_text(encoding="utf-8"))
+_VALUE: Final = re.compile(r"\{\w+\}")
+ENGLISH: Final[Texts] = tomllib.loads(
+    (files("skinmm.serve") / "texts.toml").read_text(encoding="utf-8")
 )
 
 
@@ -147,11 +147,11 @@ class Result(NamedTuple):
 def render_result(result: Result, audience: str = AUDIENCES[0], texts: Texts = ENGLISH) -> str:
     """Return a result as HTML."""
     changes = [*result.explanation.contributions.largest().items()]
-    view = texts["choices"].__getitem__
     explanation = result.explanation
     images = [
         {
-            "name": f"{image.name} ({view(image.view)})" if image.view else image.name,
+            "name": image.name,
+            "view": f" ({texts['choices'][image.view]})" if image.view else "",
             "original": to_data_url(decode_within(image.data, DISPLAY_SIDE, image.frame), QUALITY),
             "heat_map": to_data_url(drawing, QUALITY),
         }

@@ -70,7 +70,6 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
     from skinmm.serve.store import Store, StoreError, hide_password
 
     texts = load_texts(config.texts)
-
     checkpoints = find_checkpoints(config.checkpoint)
     announce_included(checkpoints)
     predictor = CasePredictor(config, checkpoints)

@@ -1,6 +1,8 @@
 """The page's words and pictures, and uploads that stay until they are replaced."""
 
+import ast
 import asyncio
+import importlib
 import io
 import re
 from collections.abc import Sequence
@@ -30,8 +32,11 @@ from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import CaseRecorder
 from skinmm.serve.page import MIN_SHARPNESS, Page
 from skinmm.serve.rendering import (
+    _ENVIRONMENT,
     AUDIENCES,
+    ENGLISH,
     Result,
+    _escape,
     format_probability,
     render,
     render_result,
@@ -133,7 +138,7 @@ def test_an_image_that_is_not_there(service: CasePredictor, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("share", "words"),
-    [(1, "100"), (0.996, "100"), (0.0996, "10"), (0.0934, "9.3"), (0.0, "under 0.01")],
+    [(1, "100"), (0.996, "100"), (0.0996, "10"), (0.0934, "9.3"), (0.0, "<0.01")],
 )
 def test_a_percentage_can_be_read(share: int | float, words: str) -> None:
     assert format_probability(float(share)) == f"{words}\N{NO-BREAK SPACE}%"
@@ -184,7 +189,7 @@ def test_no_result_is_an_all_clear(service: CasePredictor, pictures: Path, audie
     benign = one._replace(row={**one.row, "decision": "benign"})
     said = render_result(benign, audience)
     npv = service.card["members"][0]["test"]["metrics"]["npv"]["value"]
-    assert f"<b>{100 - 100 * npv:.0f} were malignant</b>" in said
+    assert f"<b>{100 - 100 * npv:.0f}</b> were malignant" in said
     assert "Nothing" not in said
     assert "Not suspicious" not in said
     ensemble = {**one.card, "members": one.card["members"] * 2}
@@ -215,7 +220,7 @@ def test_what_speaks_against_a_result_is_said(service: CasePredictor, pictures: 
     one = judged(service, jpeg_of(pictures), age="50")
     strange = one._replace(row={**one.row, "ood": 2.0}, min_side=32)
     assert "Unlike the images used in development" in render_result(strange)
-    assert "network's input of 32 pixels" in render_result(strange)
+    assert "network's input of 32 pixels" in unescape(render_result(strange))
     unchecked = {**one.card, "members": [{**one.card["members"][0], "calibration": None}]}
     assert "The model was never calibrated, so the" in render_result(one._replace(card=unchecked))
     assert "The model was never calibrated, so the" not in render_result(one)
@@ -266,6 +271,23 @@ def test_every_part_says_what_it_is_for(service: CasePredictor) -> None:
     assert service.card["members"][0]["sha256"] in about
     for part in (learn, about):
         assert not re.search(r"(src|href)=\"(?!data:)", part)
+
+
+@pytest.mark.parametrize(("npv", "words"), [(39 / 40, "98 were benign: <b>2</b>"), (0.925, "92 w")])
+def test_of_100_lesions_the_rounded_numbers_add_up(npv: float, words: str) -> None:
+    parts = '{% import "result_parts.html" as parts with context %}{{ parts.benign_note(test) }}'
+    test = {"n": 400, "positives": 40, "metrics": {"npv": {"value": npv}}}
+    html = _ENVIRONMENT.from_string(parts).render(test=test, text=_escape(ENGLISH))
+    assert words in html
+    assert sum(map(int, re.findall(r"(\d+)(?: were benign|</b> were malignant)", html))) == 100
+
+
+def test_the_space_imports_what_exists() -> None:
+    tree = ast.parse((ROOT / "docker" / "space" / "app.py").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    for node in imports:
+        module = importlib.import_module(node.module or "")
+        assert all(hasattr(module, alias.name) for alias in node.names)
 
 
 def test_the_space_installs_this_version() -> None:

@@ -1,6 +1,6 @@
 // The page: form, result, offline store. The words of a result are templates of index.html.
 import { loadModel } from './model.js';
-import { say } from './texts.js';
+import { nameOf, say } from './texts.js';
 
 const MAX_BYTES = 50e6;
 const one = (selector) => document.querySelector(selector);
@@ -11,7 +11,7 @@ let inputs = 0; // counts changes of the image and the record
 
 function percent(share) {
   const value = 100 * share;
-  const text = value < 0.01 ? 'under 0.01' : value < 9.95 ? String(Number(value.toPrecision(2))) : value.toFixed(0);
+  const text = value < 0.01 ? '<0.01' : value < 9.95 ? String(Number(value.toPrecision(2))) : value.toFixed(0);
   return `${text}\u00a0%`;
 }
 
@@ -38,8 +38,8 @@ function buildScale({ malignancy, threshold }) {
 function listNotes(result, facts) {
   const missing = result.missing.filter((name) => !result.unknown.includes(name));
   return [
-    ...result.unknown.map((name) => copy('unknown-note', { name })),
-    missing.length && copy('missing-note', { names: missing.join(', ') }),
+    ...result.unknown.map((name) => copy('unknown-note', { name: nameOf(name) })),
+    missing.length && copy('missing-note', { names: missing.map(nameOf).join(', ') }),
     result.ood > 1 && copy('unlike-note'),
     !facts.is_calibrated && copy('uncalibrated-note'),
     result.min_side && copy('small-note', { side: result.min_side }),
@@ -47,9 +47,11 @@ function listNotes(result, facts) {
   ].filter(Boolean);
 }
 
+const nameSet = (set) => (set.length === 1 && set[0] === 'none' ? say('no_class') : set.join(say('alternative')));
+
 function listReliability(result, facts) {
   const notes = [copy('test-notes')];
-  if (facts.coverage && result.prediction_set.length) notes.push(copy('set-note', { names: result.prediction_set.join(say('alternative')) }));
+  if (facts.coverage && result.prediction_set.length) notes.push(copy('set-note', { names: nameSet(result.prediction_set) }));
   if (result.ood !== null) notes.push(copy(`similarity-${result.ood > 1 ? 'failed' : 'passed'}`, { score: result.ood.toFixed(2) }));
   return notes;
 }

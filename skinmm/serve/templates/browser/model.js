@@ -1,7 +1,7 @@
 // The models of the folder on one lesion, with the decisions of skinmm/predict/predictor.py.
 import * as ort from './ort.wasm.bundle.min.mjs';
 import { readImage } from './image.js';
-import { say } from './texts.js';
+import { nameOf, say } from './texts.js';
 
 const EMPTY = new Set(['', '-', '?', 'na', 'n/a', 'nan', 'none', 'null', 'unk', 'unknown', 'not known']);
 
@@ -32,7 +32,7 @@ async function analyse(facts, members, data, record) {
   if (!data && facts.needs_image) throw new Error(say('needs_image'));
   const { values, unknown, missing } = readRecord(facts.columns, record);
   const word = facts.columns.find((column) => column.kind === 'number' && unknown.includes(column.name));
-  if (word) throw new Error(say('high' in word ? 'not_an_age' : 'not_a_number', { ...word, value: record[word.name].slice(0, 50) }));
+  if (word) throw new Error(say('high' in word ? 'not_an_age' : 'not_a_number', { ...word, name: nameOf(word.name), value: record[word.name].slice(0, 50) }));
   const usesImages = members.some((member) => member.image_size);
   if (usesImages && !data) missing.unshift('image');
   if (missing.length === facts.columns.length + usesImages) throw new Error(say('nothing'));
