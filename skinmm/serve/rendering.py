@@ -92,7 +92,7 @@ def load_texts(path: str | None) -> Texts:
 def _require_same(english: Any, words: Any, name: str) -> None:
     """Raise ValueError if words differ from the English ones in structure or in their values."""
     if type(words) is not type(english):
-        kind = {dict: "section", list: "list of texts", str: "text"}[type(english)]
+        kind = {"dict": "section", "list": "list of texts"}.get(type(english).__name__, "text")
         raise ValueError(f"{name} must be a {kind}")
     if isinstance(english, str):
         if _list_values(words) != _list_values(english):
