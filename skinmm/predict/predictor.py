@@ -267,17 +267,17 @@ class Predictor:
         return PredictionTable(columns, batch.cells, Counter(batch.unread))
 
     def decide(
-        self, is_above: Bool[np.ndarray, " n"], output: ModelOutput
+        self, called: Bool[np.ndarray, " n"], output: ModelOutput
     ) -> Shaped[np.ndarray, " n"]:
-        """Return the decision for each row; `is_above` marks the rows above the threshold."""
+        """Return the decision for each row; `called` marks the rows above the threshold."""
         if not self.referral:
-            return decide(is_above, None, None)
+            return decide(called, None, None)
         is_safe = None
         if self.band is not None:
-            is_safe = self.band.is_safe(is_above, self._malignancy(output.calibrated))
+            is_safe = self.band.is_safe(called, self._malignancy(output.calibrated))
         elif (sets := _to_sets(output)) is not None:
-            is_safe = sets_agree(is_above, self._is_malignant, sets)
-        return decide(is_above, is_safe, output.ood)
+            is_safe = sets_agree(called, self._is_malignant, sets)
+        return decide(called, is_safe, output.ood)
 
     def _malignancy(self, values: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, " n"]:
         return np.clip(values[:, self._is_malignant].sum(axis=1), 0, 1)

@@ -143,7 +143,7 @@ def test_costs_are_the_lowest_expected_ones() -> None:
     for wrong in ({"mole": {"nv": 1}}, {"mel": {"nv": -1}}, *mistyped):
         with pytest.raises(InputError, match=r"must be \{TRUTH: \{CALL: number\}\} .* nv, mel, bc"):
             parse_costs(wrong, classes)
-    with pytest.raises(InputError, match=r"of two classes, evaluation\.cost_ratio"):
+    with pytest.raises(InputError, match=r"for two, set evaluation\.cost_ratio"):
         parse_costs(given, ("benign", "malignant"))
 
 
