@@ -101,7 +101,7 @@ class LesionFinder:
 
 
 def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
-    """Return the preprocessing steps (those of the pack first) and the lesion finder."""
+    """Return the preprocessing steps, with the steps of a pack first, and the lesion finder."""
     finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
     is_pack = data.name == "packed"
     done, digest = load_packed_steps(find_pack(data)) if is_pack else ((), None)

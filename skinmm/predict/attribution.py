@@ -146,7 +146,7 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
         stages = _encode_subsets(network, image, types, symmetries, background, as_one=as_one)
     count = len(next(iter(background.values()))) if background else 1
     records = background.get("record", torch.from_numpy(encoder.blank)[None])
-    images = len(stages).bit_length() - 1  # the features of each subset of the images
+    images = len(stages).bit_length() - 1  # a stage has the features of one subset of the images
     names = [*present, *[name for name in inputs if is_image(name)][:images]]
     game = _Game(network, encoder, malignancy, row, present, stages, records, count)
     if len(names) <= MAX_COLUMNS + 1:

@@ -66,9 +66,15 @@ _ENVIRONMENT.filters["probability"] = format_probability
 _ENVIRONMENT.globals.update(demo_image=_load_demo_image, estimate=format_estimate)
 
 
-def render(template: str, texts: Texts | None = None, **values: Any) -> str:
-    """Return a rendered template with the words `text`, by default the English ones."""
-    return _ENVIRONMENT.get_template(template).render(values, text=_escape(texts or ENGLISH))
+_VALUE: Final = re.compile(r"\{(\w+)\}")
+ENGLISH: Final[Texts] = tomllib.loads(
+    (files("skinmm.serve") / "texts.toml").read_text(encoding="utf-8")
+)
+
+
+def render(template: str, texts: Texts = ENGLISH, **values: Any) -> str:
+    """Return a rendered template with the words `text`."""
+    return _ENVIRONMENT.get_template(template).render(values, text=_escape(texts))
 
 
 def load_texts(path: str | None) -> Texts:
@@ -110,7 +116,7 @@ def _require_same(english: Any, words: Any, name: str) -> None:
 
 def _list_values(sentence: str) -> set[str]:
     """Return the names in braces, and each other brace."""
-    return {*re.findall(r"\{(\w+)\}", sentence), *re.findall("[{}]", _VALUE.sub("", sentence))}
+    return {*_VALUE.findall(sentence), *re.findall("[{}]", _VALUE.sub("", sentence))}
 
 
 def _escape(words: Any) -> Any:
@@ -118,12 +124,6 @@ def _escape(words: Any) -> Any:
     if isinstance(words, dict):
         return {name: _escape(part) for name, part in words.items()}
     return [*map(_escape, words)] if isinstance(words, list) else escape(words)
-
-
-_VALUE: Final = re.compile(r"\{\w+\}")
-ENGLISH: Final[Texts] = tomllib.loads(
-    (files("skinmm.serve") / "texts.toml").read_text(encoding="utf-8")
-)
 
 
 class Result(NamedTuple):
