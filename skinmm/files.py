@@ -14,12 +14,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import pandas as pd
-import yaml
 
-from skinmm.errors import InputError, one_line, suggest_path
+from skinmm.errors import InputError, suggest_path
 from skinmm.vocabulary import COLUMN_KEYS, column_key, format_cell
 
 IMAGE_SUFFIXES: Final = (
@@ -236,8 +235,14 @@ def _read_excel(path: Path | str, file: Any) -> Iterator[list[str]]:
         advice = "pip install 'skinmm[excel]', or save the table as CSV"
         raise InputError(f"{path}: Excel files need openpyxl: {advice}") from error
     with _reading(path):
-        book, width = load_workbook(file or path, read_only=True, data_only=True), 0
+        is_merged, width = _has_merged_cells(file or path), 0
+        book = load_workbook(file or path, read_only=not is_merged, data_only=True)
         with closing(book):
+            for sheet in book.worksheets:
+                if is_merged:
+                    _fill_merged_cells(sheet)
+                else:  # the size that a file states can be wrong
+                    sheet.reset_dimensions()
             visible = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
             used = [sheet for sheet in visible if any(map(any, sheet.values))]
             if len(used) > 1:
@@ -249,6 +254,22 @@ def _read_excel(path: Path | str, file: Any) -> Iterator[list[str]]:
                     row.pop()
                 width = width or len(row)
                 yield row + [""] * (width - len(row)) if row else []
+
+
+def _has_merged_cells(file: Any) -> bool:
+    with ZipFile(file) as archive:
+        sheets = [name for name in archive.namelist() if name.startswith("xl/worksheets/")]
+        return any(b"mergeCell " in archive.read(name) for name in sheets)
+
+
+def _fill_merged_cells(sheet: Any) -> None:
+    """Give every cell of a merged area the value of the area, e.g. a patient of several lesions."""
+    for area in [*sheet.merged_cells.ranges]:
+        value = sheet.cell(area.min_row, area.min_col).value
+        sheet.unmerge_cells(area.coord)
+        for row in sheet.iter_rows(area.min_row, area.max_row, area.min_col, area.max_col):
+            for cell in row:
+                cell.value = value
 
 
 def import_parquet(path: Path | str) -> Any:
@@ -270,24 +291,6 @@ def _read_parquet(path: Path | str, file: Any, size: int) -> Iterator[pd.DataFra
         empty = dict.fromkeys(stored.schema_arrow.names, ())
         for cells in chain([next(batches, empty)], batches):
             yield pd.DataFrame(cells, dtype=object).set_axis(names, axis=1)
-
-
-def read_costs(costs: Any) -> Any:
-    """Return the mapping in a YAML file of `evaluation.costs`; other values are unchanged."""
-    if not isinstance(costs, str):
-        return costs
-    try:
-        content = yaml.safe_load(Path(costs).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"evaluation.costs={costs}: not a YAML file of costs ({one_line(error)})"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"evaluation.costs={costs}: the file must contain TRUTH: {{CALL: number}}, a line a "
-            "true class"
-        )
-    return content
 
 
 def user_cache() -> Path:

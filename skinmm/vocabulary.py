@@ -103,7 +103,7 @@ _DIAGNOSIS_WORDS: Final[dict[str, tuple[str, ...]]] = {
 }
 _AGE: Final = re.compile(  # not 1,033
     r"(?!\+?[1-9]\d{0,2},\d{3}(?!\d))\+?(\d+[.,]?\d*|[.,]\d+)"
-    r"(?:\s*(days?|weeks?|months?|years?|yrs?)|([dwmy]))?"
+    r"(?:\s*(days?|weeks?|months?|years?|yrs?)|(y|(?<=^\d{3})[dwm]))?"
 )
 _YEARS: Final = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # by DICOM's unit
 _INVISIBLE: Final = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
@@ -191,7 +191,7 @@ def map_unique(column: "pd.Series[Any]", function: Callable[[Any], Any]) -> "pd.
 
 
 def parse_numbers(cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
-    """Return cells as numbers; text may have a decimal point or comma, NaN if not a number."""
+    """Return cells as numbers, with a decimal point or comma; other text becomes NaN."""
     texts = [cell.replace(",", ".") if isinstance(cell, str) else cell for cell in cells]
     return np.asarray(pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce"), np.float64)
 

@@ -224,3 +224,29 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         partial.write_text("new \udcff", "utf-8")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_merged_cell_counts_for_all_its_rows(tmp_path: Path) -> None:
+    from openpyxl import Workbook
+
+    book = Workbook()
+    for row in (["patient_id", "image_id"], ["P1", "a"], [None, "b"], ["P2", "c"]):
+        book.active.append(row)
+    book.active.merge_cells("A2:A3")
+    book.save(tmp_path / "a.xlsx")
+    assert read_table(tmp_path / "a.xlsx")["patient_id"].tolist() == ["P1", "P1", "P2"]
+
+
+def test_a_wrong_size_in_an_excel_file_loses_no_row(tmp_path: Path) -> None:
+    from zipfile import ZipFile
+
+    from openpyxl import Workbook
+
+    book = Workbook()
+    for row in range(20):
+        book.active.append([f"{row}" if row else "age", "x" if row else "image_id"])
+    book.save(tmp_path / "a.xlsx")
+    with ZipFile(tmp_path / "a.xlsx") as old, ZipFile(tmp_path / "b.xlsx", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b'ref="A1:B20"', b'ref="A1:B10"'))
+    assert len(read_table(tmp_path / "b.xlsx")) == 19

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skinmm.config import DataConfig, PredictConfig, name_cohort
+from skinmm.config import DataConfig, PredictConfig, name_cohort, read_costs
 from skinmm.config import commands as schemas
 from skinmm.config import data_commands as data_schemas
 from skinmm.errors import (
@@ -158,7 +158,6 @@ def run_pack(config: data_schemas.PackConfig | data_schemas.PackSparkConfig) -> 
 def run_report(config: schemas.ReportPageConfig) -> int:
     """Write the report of a run folder or of a prediction file."""
     import skinmm.segmentation.results  # noqa: F401 - adds the page of its task
-    from skinmm.files import read_costs
     from skinmm.report import reader_options, report_predictions, write_report
     from skinmm.report.terminal import print_summary, summarize, summarize_run
 

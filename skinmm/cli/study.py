@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from skinmm.cli.commands import Command
 from skinmm.cli.hydra_app import FULL_ERROR, refuse, run_cli, run_hydra
-from skinmm.config import Config, flatten, keys_with, read_config, resume_config, to_mapping
+from skinmm.config import (
+    Config,
+    flatten,
+    keys_with,
+    read_config,
+    read_costs,
+    resume_config,
+    to_mapping,
+)
 from skinmm.config.commands import PredictConfig
 from skinmm.config.outputs import StudyConfig
 from skinmm.config.schema import DataConfig
@@ -70,8 +78,6 @@ def study(config: Config, folder: Path, argv: list[str], command: Command, start
 def absolutize_paths(config: Config) -> Config:
     """Make the path of the weights absolute, and read the file of costs, to resume anywhere."""
     if isinstance(config.evaluation.costs, str):
-        from skinmm.files import read_costs  # which loads pandas
-
         costs = read_costs(config.evaluation.costs)
         config = replace(config, evaluation=replace(config.evaluation, costs=costs))
     path = Path(str(config.model.pretrained))

@@ -5,6 +5,7 @@ from skinmm.config.load import (
     flatten,
     from_mapping,
     read_config,
+    read_costs,
     resume_config,
     to_mapping,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "name_cohort",
     "name_relative",
     "read_config",
+    "read_costs",
     "resume_config",
     "to_mapping",
 ]

@@ -49,7 +49,7 @@ class Token:
         self.name, self.file = name, f"{name}_FILE"
 
     def __call__(self, request: Any) -> Any:
-        """Add the token to a request, as the `auth` of a session; no .netrc replaces it."""
+        """Add the token to a request; as the `auth` of a session, it also disables .netrc."""
         file = os.environ.get(self.file)
         token = Path(file).read_text("utf-8") if file else os.environ.get(self.name, "")
         if token.strip():

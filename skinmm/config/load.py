@@ -224,3 +224,21 @@ def _describe(settings: Any, values: Mapping[str, Any], prefix: str) -> Iterator
         for name, entry in (entries or {key: value}).items():
             text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False).replace('"', "")
             yield f"{f'{name}={text}':<36}  # {explanation}"
+
+
+def read_costs(costs: Any) -> Any:
+    """Return the mapping in a YAML file of `evaluation.costs`; other values are unchanged."""
+    if not isinstance(costs, str):
+        return costs
+    try:
+        content = yaml.safe_load(Path(costs).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"evaluation.costs={costs}: not a YAML file of costs ({one_line(error)})"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"evaluation.costs={costs}: the file must contain TRUTH: {{CALL: number}}, a line a "
+            "true class"
+        )
+    return content

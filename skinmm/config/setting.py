@@ -102,7 +102,7 @@ def section(default: Callable[[], Any], **flags: Unpack[Flags]) -> Any:
 def keys_with(
     schema: type[Any], flag: str, prefix: str = "", inherited: Any = None
 ) -> dict[str, Any]:
-    """Return the value of a flag by full key, for all sections and settings that have the flag.
+    """Return a flag's values by full key, for all sections and settings that have the flag.
 
     Settings of list items are written with brackets, as in `data.extra[].root`.
     """

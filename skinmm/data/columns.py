@@ -127,6 +127,11 @@ def has_ambiguous_comma(cell: Any) -> bool:
     return re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", str(cell).strip()) is not None
 
 
+def has_thousands_point(cell: Any) -> bool:
+    """Return whether a point separates thousands if other numbers have decimal commas: `1.033`."""
+    return "," not in str(cell) and has_ambiguous_comma(str(cell).replace(".", ","))
+
+
 def has_decimal_comma(cell: Any) -> bool:
     """Return whether a number has a comma that can only be a decimal comma: `0,5`."""
     is_number = re.fullmatch(r"[+-]?\d+,\d+", str(cell).strip()) is not None
@@ -176,9 +181,10 @@ def parse_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
     if find_unit(cells):
         cells = map_unique(cells, lambda cell: split_unit(cell)[0]).rename(str(column.name))
     texts = cells.dropna().astype(str).unique()
-    ambiguous = [text for text in texts if has_ambiguous_comma(text)]
-    if ambiguous and not any(map(has_decimal_comma, texts)):
-        raise InputError(f"column '{column.name}': {describe_comma(ambiguous[0])}")
+    has_commas = any(map(has_decimal_comma, texts))
+    is_ambiguous = has_thousands_point if has_commas else has_ambiguous_comma
+    if ambiguous := next(filter(is_ambiguous, texts), None):
+        raise InputError(f"column '{column.name}': {describe_comma(ambiguous)}")
     numbers = pd.Series(parse_numbers(cells), cells.index)
     words = cells[numbers.isna() & cells.notna()]
     if words.empty:
@@ -220,6 +226,6 @@ def clear_missing(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def describe_comma(cell: str) -> str:
-    """Describe the possible meanings of an ambiguous comma, and the remedy."""
-    choices = " or ".join(split_unit(cell)[0].replace(",", mark) for mark in ("", "."))
+    """Describe the possible meanings of an ambiguous comma or point, and the remedy."""
+    choices = " or ".join(re.sub("[,.]", mark, split_unit(cell)[0]) for mark in ("", "."))
     return f"{cell!r} can mean {choices}; write numbers without thousands separators"

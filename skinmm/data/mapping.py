@@ -24,11 +24,13 @@ MAPPED: Final = ("image_id", "patient_id", "lesion_id", "age", "sex", "site", "d
 """Canonical columns, in the order of the search."""
 MAX_CELLS: Final = 2000  # distinct cells of a column that are examined
 MIN_SHARE: Final = 0.9  # of the cells that must have a meaning
-_NAMES: Final = {  # pattern of the column name, where cells alone do not decide
-    "patient_id": "patient|subject|person|case|fall|pid",
-    "lesion_id": "lesion|mole",
-    "age": "age|years|alter|jahre|eta",
-    "target": "target|label|class|malig|cancer|melan|outcome|result|positive",
+_ID: Final = "(ids?|nr|no|num|nummer|number|code|key|name|identifier|pseudonym)?"
+_NAMES: Final = {  # pattern of the key of a column, where cells alone do not decide
+    "patient_id": f"(anon|pseudo|study)?(patient|patienten|subject|person|case|fall|pat|pid){_ID}",
+    "lesion_id": f"(skin)?(lesion|mole|laesion){_ID}",
+    "age": "(patient|person|subject)?(age|alter|eta|edad|years|jahre)"
+    "((in|of|at)?(approx|years?|yrs?|y|jahren?|age|visit|diagnosis|exam))*",
+    "target": ".*(target|label|class|malig|cancer|melan|outcome|result|positive).*",
 }
 
 
@@ -56,14 +58,16 @@ def infer_columns(table: pd.DataFrame, images: Collection[str]) -> dict[str, str
         is_labelled = canonical == "target" and "diagnosis" in mapping
         if canonical in mapping or is_labelled:
             continue
-        pattern = _NAMES.get(canonical, "")
+        pattern = _NAMES.get(canonical, ".*")
         candidates = [
             str(name)
             for name in table.columns
             if name not in mapping.values()
-            and re.search(pattern, column_key(name))
             and (
-                _has_meaning(table[name], meanings[canonical])
+                (
+                    re.fullmatch(pattern, column_key(name))
+                    and _has_meaning(table[name], meanings[canonical])
+                )
                 or (canonical == "age" and is_in_months(name))  # refused with what to do
             )
         ]

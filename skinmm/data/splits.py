@@ -184,7 +184,8 @@ def _deal_shares(
     count = int(component.max(initial=-1)) + 1
     if count < len(shares):
         raise InputError(
-            f"{count} independent patients cannot fill {len(shares)} parts; lower data.folds"
+            f"{count} independent patients cannot fill {len(shares)} parts; "
+            f"{_describe_joined_patients(table) or 'lower data.folds'}"
         )
     traits = _compute_traits(table, component, count)
     first = table["image_id"].astype(str).groupby(component).min()
@@ -196,6 +197,19 @@ def _deal_shares(
         fold_of[index] = fold = int(np.argmin(((totals + traits[index]) @ traits[index]) / shares))
         totals[fold] += traits[index]
     return fold_of[component]
+
+
+def _describe_joined_patients(table: pd.DataFrame) -> str:
+    """Describe a lesion that several patients share, which joins them; "" if there is none."""
+    if not {"patient_id", "lesion_id"} <= {*table}:
+        return ""
+    patients = table.groupby("lesion_id")["patient_id"].nunique()
+    if len(patients) == 0 or patients.max() < 2:  # noqa: PLR2004
+        return ""
+    return (
+        f"lesion {patients.idxmax()} occurs with {patients.max()} patients, which joins them: make "
+        "the names of lesions unique, e.g. PATIENT-LESION"
+    )
 
 
 def _compute_traits(

@@ -134,10 +134,10 @@ def fit_f1_thresholds(
 def fit_pooled_thresholds(
     probabilities: _Probabilities, targets: _Rows
 ) -> Float64[np.ndarray, " c"]:
-    """Return thresholds proportional to a power of the class shares, by the highest macro F1.
+    """Return a threshold for each class: a common factor times a power of the class share.
 
-    The power, of `POWERS`, is that of the highest macro F1: 0 calls the likeliest class, 1 is the
-    rule `balanced`. The common factor has the highest F1 over all pairs of row and class.
+    The power, of `POWERS`, is that with the highest macro F1: 0 calls the likeliest class, 1 is the
+    rule `balanced`. The factor is that with the highest F1 over all pairs of row and class.
     """
     from sklearn.metrics import f1_score  # takes a second; prediction does not need it
 

@@ -116,7 +116,9 @@ def compare(
         high, p, p_holm, left_out; and `delong`, of the AUROC).
     """
     joined = _join(files)
-    first = next(iter(joined.values()))
+    # Files may name lesions or images instead of patients; the fewest names are the patients.
+    first = min(joined.values(), key=lambda rows: len({*rows.patient_id}))
+    joined = {name: replace(rows, patient_id=first.patient_id) for name, rows in joined.items()}
     codes, patients = patient_codes(first.patient_id)
     units, sources = independent_units(codes, first.malignant), _common_sources(joined)
     values, samples, systems = {}, {}, {}

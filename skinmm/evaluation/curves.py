@@ -148,7 +148,7 @@ def highest(values: Levels, constraint: Levels, minimum: float) -> Samples:
 
 
 def log_odds(probabilities: _Scores) -> _Scores:
-    """Return log(p / (1 - p)), with 0 and 1 moved inside by the machine epsilon, as in log loss."""
+    """Return log(p / (1 - p)), with p clipped to [epsilon, 1 - epsilon] as in log loss."""
     epsilon = np.finfo(np.float64).eps
     inside = np.clip(probabilities, epsilon, 1 - epsilon)
     return np.log(inside) - np.log1p(-inside)
@@ -243,7 +243,7 @@ def calibration_line(
 def _newton(
     rows: Levels, positives: Levels, z: _Axis, line: _Lines, *, free: bool
 ) -> tuple[_Lines, Bool[np.ndarray, " b"]]:
-    """Fit the lines of all resamples by Newton's method; also return a mask of convergence."""
+    """Fit one logistic line per resample by Newton's method; also return which ones converged."""
     size, least = np.full(line.shape[1], np.inf), _CONVERGED
     if line.shape[1] > 1:
         least = _CONVERGED_RESAMPLE

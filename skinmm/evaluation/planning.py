@@ -240,7 +240,7 @@ def simulate_widths(
 def malignant_by_simulation(
     predictions: Predictions, metric: str, width: float, confidence: float = 0.95
 ) -> int:
-    """Simulate how many patients with malignant lesions an interval of a given width needs.
+    """Estimate by simulation how many malignant patients give an interval of a given width.
 
     The width is about inversely proportional to the square root of the number; a second step
     corrects the first.
@@ -267,7 +267,10 @@ def malignant_by_pairs(
     result = compare({"first": first, "second": second}, resamples=500)
     entry = result["pairs"][0]["metrics"]["auroc"]
     if not entry["standard_error"]:
-        raise InputError("the two systems rank the lesions equally: no difference to plan")
+        raise InputError(
+            "the difference of the AUROCs is the same in every resample, so that no number of "
+            "lesions can be planned; give two systems with different scores"
+        )
     malignant = len(np.unique(first.patient_id[first.malignant].astype(str)))
     reach = _reach(confidence) + float(ndtri(power))
     return math.ceil(malignant * (reach * entry["standard_error"] / difference) ** 2)

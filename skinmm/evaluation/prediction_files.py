@@ -82,7 +82,7 @@ class PredictionFile:
         return self._parse_distribution(columns) if set(columns) <= set(self.table) else None
 
     def parse_half(self, classes: tuple[str, ...]) -> Float64[np.ndarray, "n c"] | None:
-        """Return the scores for a cut at 0.5, or None if the file lacks one."""
+        """Return the columns `half_<class>`, or None if the file lacks any of them."""
         columns = [f"half_{name}" for name in classes]
         return self._parse_numbers(columns) if set(columns) <= set(self.table) else None
 
@@ -267,7 +267,7 @@ def _find_classes(words: "pd.Series[str]", classes: tuple[str, ...]) -> "pd.Seri
 def _find_class(word: str, classes: tuple[str, ...]) -> int | None:
     diagnosis = parse_diagnosis(word)
     if classes == BINARY:
-        default = None if diagnosis in (None, "undefault") else int(diagnosis in MALIGNANT)
+        default = None if diagnosis in (None, "unknown") else int(diagnosis in MALIGNANT)
         target = parse_target(word)
         return default if target is None else target
     if word in classes:

@@ -79,7 +79,7 @@ def _to_canonical(
 def join_labels(
     table: pd.DataFrame, labels: pd.DataFrame, path: Path | str, labels_path: Path | str
 ) -> pd.DataFrame:
-    """Join labels by image, and the patients and lesions that the table lacks."""
+    """Join labels by image, and patients, lesions and sources where the table has none."""
     labels, image_ids = (
         part.assign(image_id=part["image_id"].str.replace(IMAGE_EXTENSIONS, "", regex=True))
         for part in (labels, table[["image_id"]])
@@ -95,7 +95,7 @@ def join_labels(
     if repeated.any():
         name = labels["image_id"][repeated].iloc[0]
         raise InputError(f"{labels_path} gives image {name} two different labels")
-    columns = [*truth, *({"patient_id", "lesion_id", "source"} & set(labels) - set(table))]
+    columns = [*truth, *({"patient_id", "lesion_id", "source"} & set(labels))]
     joined = labels.set_index("image_id")[columns].reindex(image_ids["image_id"])
     if truth[0] in table:
         theirs = joined[truth[0]].set_axis(table.index)
@@ -117,7 +117,10 @@ def join_labels(
             f"{labels_path} has no row for {count} of {path}, e.g. "
             f"{table['image_id'][absent].iloc[0]}; add them, or leave them out of {path}"
         )
-    return table.assign(**{name: joined[name].to_numpy(dtype=object) for name in columns})
+    added = {name: pd.Series(joined[name].to_numpy(dtype=object), table.index) for name in columns}
+    return table.assign(
+        **{name: table[name].fillna(c) if name in table else c for name, c in added.items()}
+    )
 
 
 @cache  # once for a file of several systems

@@ -183,7 +183,10 @@ def _simulate(
     resamples: int,
     rng: np.random.Generator,
 ) -> _Weights:
-    """Return weights of `count` patients with these class shares, minus a resampled reference."""
+    """Simulate how much row weights differ by chance if only the class shares have changed.
+
+    `count` patients with the estimated shares are compared with a resampled reference.
+    """
     probabilities, targets, patients = reference
     codes, total = patient_codes(patients)
     weights = _mixture(targets, np.ones((1, len(targets))), shares)[0]

@@ -117,7 +117,7 @@ def fit_calibration_band(
 def calibration_noise(
     probabilities: Float64[np.ndarray, " n"], *, draws: int = 50, seed: int = 0
 ) -> dict[str, float]:
-    """Return the mean calibration errors of a perfectly calibrated model.
+    """Return the mean calibration errors that a perfectly calibrated model has by chance.
 
     A calibration error cannot be negative, so that chance alone raises it. The truth of each row is
     drawn from its probability, independently of other rows.

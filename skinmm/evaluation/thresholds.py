@@ -199,7 +199,7 @@ def fit_band(
 def _mean_share_below(
     scores: _Scores, patients: Shaped[np.ndarray, " n"], limits: Float64[np.ndarray, " k"]
 ) -> tuple[Float64[np.ndarray, " k"], int]:
-    """Return the mean share of a patient's scores below each limit, and the patient count."""
+    """Return the share of scores below each limit, averaged over patients, and their number."""
     order = np.argsort(scores, kind="stable")
     codes, names = pd.factorize(patients[order])
     weights = 1 / np.bincount(codes, minlength=len(names))[codes] / len(names)
@@ -212,7 +212,10 @@ def _control_risk(
     patients: int,
     target: float,
 ) -> RiskLimit:
-    """Return the last of several limits, by ascending rate, whose expected rate is certified."""
+    """Return the limit with the highest rate that meets the target, or else the strictest limit.
+
+    `limits` are in the order of ascending `rates`.
+    """
     bounds = np.round((patients * rates + 1) / (patients + 1), 12)  # 0.01 of 99 patients
     certified = max(target, float(bounds[0]))
     last = np.searchsorted(bounds, certified + 1e-12, side="right") - 1 if patients else 0

@@ -76,7 +76,10 @@ def serve(config: FederateServerConfig) -> int:
             "private_key=PEM clients=KEYS; insecure=true starts the server without them"
         )
     if config.data.split == "source":
-        raise InputError("data.split=source: each client of a server is one centre; leave it out")
+        raise InputError(
+            "data.split=source: not available with a server, where each client is one centre; "
+            "remove data.split"
+        )
     if bool(config.certificate) != bool(config.private_key):
         raise InputError("certificate and private_key belong together; give both or none")
     federation = open_federation(config)

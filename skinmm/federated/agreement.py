@@ -62,7 +62,7 @@ class Federation:
 
     @property
     def file(self) -> Path:
-        """File of the arrays and the state."""
+        """Path of the file that `save` writes and a restarted server reads."""
         return self.folder / "federation.safetensors"
 
     def log(self, line: str) -> None:
@@ -144,7 +144,8 @@ def read_answer(reply: Message) -> dict[str, Any]:
             "hashes": from_plain(answer.get("hashes") or {}),
         }
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"its description is unreadable ({type(error).__name__})") from error
+        reason = f"an entry is missing or invalid ({type(error).__name__})"
+        raise InputError(f"its description of its data is unreadable: {reason}") from error
     if not checked["name"]:
         raise InputError("it has no name; set name=NAME")
     return checked

@@ -244,7 +244,7 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def load_state(module: Classifier, checkpoint: Path) -> None:
-    """Load the weights of a round."""
+    """Load the weights of a round's checkpoint into a module."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
 

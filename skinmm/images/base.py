@@ -128,7 +128,7 @@ def require_colours(pixels: Pixels) -> None:
 
 
 def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> None:
-    """Raise DecodeError if an image is too small or too large; nothing is allocated before."""
+    """Raise DecodeError if an image is too small or too large, before memory is allocated."""
     if width < 1 or height < 1:
         raise DecodeError(f"the header has {width}x{height} pixels: damaged, fetch the file again")
     if min(width, height) < min_side:

@@ -62,7 +62,7 @@ def _request(url: str, start: int | None, end: int | None) -> bytes:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Pack in object storage, described by `bucket.json` in its cache folder.
+    """Packed dataset in object storage; its cache folder describes it in `bucket.json`.
 
     Attributes:
         url: folder of the pack.

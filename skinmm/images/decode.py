@@ -251,7 +251,7 @@ def _probe_picture(data: bytes, kind: str) -> ImageInfo:
 
 
 def _count_frames(image: Any, kind: str) -> int:
-    """Return the number of pages of a TIFF; of an animation only the first frame is read."""
+    """Return the number of pages of a TIFF, and 1 for other formats, even animated ones."""
     return int(image.n_frames) if kind == "TIFF" else 1
 
 

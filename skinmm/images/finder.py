@@ -258,7 +258,7 @@ def compose(name: str) -> str:
 
 
 def _split(path: str) -> tuple[str, str, str]:
-    """Return folder, stem and suffix of a path in composed form."""
+    """Split a path, in Unicode's composed form, into folder, stem and suffix."""
     folder, name = os.path.split(compose(path))
     return folder, *os.path.splitext(name)  # noqa: PTH122  pathlib is slow
 

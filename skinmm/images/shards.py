@@ -150,7 +150,7 @@ class TFRecordFile:
             descriptor = os.open(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, descriptor)
             if not self._index.is_current(os.fstat(descriptor)):
-                raise TFRecordError(f"{self.path}: changed after it was indexed: start again")
+                raise TFRecordError(f"{self.path}: the file changed while it was used; start again")
             self._descriptor = descriptor
         return self._descriptor
 
@@ -230,8 +230,8 @@ def _iterate_rows(path: Path, schema: Schema, used: Collection[str]) -> Iterator
         is_other = (diagnosis == "melanoma") != (target == 1)
         if has_siim_codes and diagnosis and "target" in row and is_other:
             raise TFRecordError(
-                f"{path}: {name} is {diagnosis!r} and has target {target}: this file"
-                " uses other integer codes than the schema: give a schema with the right ones"
+                f"{path}: {name} has the diagnosis {diagnosis!r} but target {target}, so the file"
+                " does not use the codes of the schema; give a schema with the right codes"
             )
         yield row
 

@@ -61,9 +61,10 @@ def _check_length(header: bytes, left: int, where: str) -> int:
         raise TFRecordError(f"{where}: the file is truncated: {_AGAIN}")
     length = int.from_bytes(header[:8], "little")
     if _masked_crc(header[:8]) != header[8:]:
-        reason = "compressed with gzip: unpack it" if header[:2] == b"\x1f\x8b" else _AGAIN
+        if header[:2] == b"\x1f\x8b":
+            raise TFRecordError(f"{where}: the file is compressed with gzip; decompress it first")
         raise TFRecordError(
-            f"{where}: wrong checksum of the length: not a TFRecord file, or damaged: {reason}"
+            f"{where}: not a TFRecord file, or damaged (a length has a wrong checksum): {_AGAIN}"
         )
     if length > min(left, _LARGEST):
         raise TFRecordError(

@@ -79,7 +79,7 @@ class TabularOnly(Fusion):
     inputs = frozenset({"record"})
 
     def __init__(self, image_dim: int, record_dim: int) -> None:
-        super().__init__(image_dim + record_dim)
+        super().__init__(image_dim + record_dim)  # image_dim is 0: the network has no image part
 
     def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:  # noqa: ARG002
         """Return the record's features: (batch, record_dim) -> (batch, record_dim)."""
@@ -93,7 +93,7 @@ class Concat(Fusion):
         super().__init__(image_dim + record_dim, dropout)
 
     def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
-        """Concatenate to (batch, image_dim + record_dim)."""
+        """Concatenate to (batch, image_dim + record_dim): image first, as fitted heads expect."""
         image, record = _require_both(image, record)
         return torch.cat([self.dropout(image), record], dim=1)
 
@@ -115,7 +115,7 @@ class Late(Concat):
 
 
 class _MixtureHead(nn.Module):
-    """Log-probabilities of a mixture of two classifiers; its weight starts at one half."""
+    """Log-probabilities, which serve as logits, of a mixture of two classifiers."""
 
     def __init__(self, image_dim: int, record_dim: int, classes: int) -> None:
         super().__init__()

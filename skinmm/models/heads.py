@@ -110,7 +110,7 @@ class TreeHead(nn.Module):
         return logits.to(features.dtype).reshape(*features.shape[:-1], -1)
 
     def reduce(self, features: Float[Tensor, "n dim"]) -> Float64[Tensor, "n columns"]:
-        """Return the principal components of the image features, and the record."""
+        """Replace the image features by their principal components; keep the record features."""
         if not self.image_dim:
             return features.double()
         image, record = features[:, : self.image_dim], features[:, self.image_dim :]

@@ -24,7 +24,7 @@ from skinmm.models.heads import HEADS, FittedHead, require_fixed_features
 from skinmm.models.tabular import TABULAR
 from skinmm.models.views import VIEWS, Views, encode_views
 
-Images = UInt8[Tensor, "b *views 3 h w"] | Float[Tensor, "b *places features"]
+Images = UInt8[Tensor, "b *views 3 h w"] | Float[Tensor, "b *views features"]
 """RGB pixels, or image features that `Network.encode_image` returned earlier."""
 HasImage = Bool[Tensor, " b"] | Int[Tensor, "b views"]
 """Rows with an image; for lesions with several images, a type code for each, 0 if it is missing."""
@@ -68,7 +68,7 @@ class Network(nn.Module):
         self.views = views
         self.fusion = fusion
         self.head = head
-        self.absent = None  # features of a missing image
+        self.absent = None  # learned features of a missing image; None: every row needs an image
         if image and accepts_missing_image:
             self.absent = nn.Parameter(torch.randn(views.dim if views else image.dim) / 10)
 
@@ -105,10 +105,11 @@ class Network(nn.Module):
     def encode_image(
         self, image: Images, has_image: HasImage | None = None
     ) -> Float[Tensor, "b *tokens dim"]:
-        """Return the image features of a batch; features given as `image` are not encoded again.
+        """Return the image features of a batch.
 
-        Features of several views are combined if `has_image` has their types. Without types,
-        features already describe the lesion; given pixels, no view is missing.
+        - Pixels are encoded; features given as `image` are not encoded again.
+        - With `views`, the images of a lesion are then combined. `has_image` has their types; None
+          means that no image is missing, or that features are combined already.
         """
         if self.views is not None and (has_image is not None or not image.is_floating_point()):
             return self._combine_views(self.views, image, has_image)
@@ -125,6 +126,7 @@ class Network(nn.Module):
     def _combine_views(
         self, combine: Views, image: Images, types: HasImage | None
     ) -> Float[Tensor, "b *tokens dim"]:
+        """Encode and combine the images of lesions; one without images has learned features."""
         features = image
         if not image.is_floating_point():
             features = encode_views(self.image, image, types)  # type: ignore[arg-type]

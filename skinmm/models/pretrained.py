@@ -84,7 +84,10 @@ def _from_file(path: Path) -> Weights:
     if is_checkpoint(path):  # of a classifier with an image network, whatever its fusion
         card, tensors = load_card(path)
         if not (weights := strip_prefix(tensors, IMAGE)):
-            raise InputError(f"model.pretrained={path}: it has no image network of a classifier")
+            raise InputError(
+                f"model.pretrained={path}: this checkpoint contains no image network; choose "
+                "that of a classifier with images"
+            )
         origin = f"{path.name} of {card.config['data']['name']}, itself from: {card.initialisation}"
         return Weights(origin, state=weights)
     return Weights(f"file {path.name}", read_state(path))

@@ -131,7 +131,7 @@ class Typed(Views):
         self.absent = nn.Parameter(torch.randn(len(types), width) / 10)
 
     def forward(self, features: Features, types: Types) -> Combined:
-        """Project: (batch, views, *tokens, image_dim) -> (batch, *tokens, types * width)."""
+        """Project: (batch, views, *tokens, image_dim) -> (batch, *tokens, dim)."""
         parts = []
         for code, (project, absent) in enumerate(zip(self.projections, self.absent, strict=True)):
             is_type = types == code + 1

@@ -102,7 +102,7 @@ def hide_local(card: Card) -> dict[str, Any]:
 
 
 def hide_folders(value: Any) -> Any:
-    """Return plain data whose absolute paths are reduced to their last names."""
+    """Return plain data in which every absolute path is reduced to its file name."""
     if isinstance(value, Mapping):
         return {key: hide_folders(item) for key, item in value.items()}
     if isinstance(value, list):

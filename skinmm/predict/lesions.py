@@ -43,7 +43,7 @@ _ROW: Final = "row"
 
 
 class GroupedRows(NamedTuple):
-    """Rows of lesions.
+    """Table with one row per lesion, and the problems found while grouping its images.
 
     Attributes:
         table: a row per lesion; `image_id` and `view` list its images with `|` between them.
@@ -146,7 +146,7 @@ def _compare_values(cells: "pd.Series[Any]", name: str) -> "pd.Series[Any]":
 
 
 def fill_from_headers(table: Table, columns: Sequence[str], images: Images) -> Table:
-    """Add lesion and view from DICOM headers to a table without a column of lesions.
+    """Add lesion and view, from DICOM headers, to a table without a column of lesions.
 
     An existing column of views is unchanged. `columns` are the record columns of the model.
     """
@@ -163,8 +163,6 @@ def fill_from_headers(table: Table, columns: Sequence[str], images: Images) -> T
                 lesion, view = read_dicom_lesion(data) if data[128:132] == b"DICM" else (None, "")
         lesions.append(lesion)
         views.append(view)
-    if not any(lesions):
-        return table
     added = {"lesion_id": np.array(lesions, object)}
     if find_view_column(table.keys()) is None:
         added["view"] = np.array(views, object)

@@ -247,7 +247,8 @@ class Predictor:
         if self.threshold is None:
             decision[:] = REFER
         columns["decision"] = np.where(is_good, decision, "")
-        columns |= {"threshold": np.full(batch.size, limit), "error": batch.errors}
+        written = limit if compared is values else np.nan  # it is not one of raw probabilities
+        columns |= {"threshold": np.full(batch.size, written), "error": batch.errors}
         set_column = "" if sets is None else format_sets(sets, self.classes)
         columns["prediction_set"] = np.where(is_good, set_column, "")
         columns["ood"] = np.full(batch.size, np.nan) if output.ood is None else output.ood

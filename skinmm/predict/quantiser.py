@@ -1,4 +1,4 @@
-"""Files of reduced precision: ONNX graphs with an image network in int8 or with 16-bit weights."""
+"""Copies of ONNX graphs in reduced precision: image network in int8, or weights in 16 bits."""
 
 from collections.abc import Iterator
 from functools import partial

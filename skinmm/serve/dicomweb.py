@@ -56,9 +56,10 @@ class Image(NamedTuple):
 
 
 def exchange(config: DicomwebConfig) -> int:
-    """Predict new images once or until stopped.
+    """Find new images in an archive, predict them, and store the results.
 
-    Returns the exit status: 0, or 3 if some images have no stored result.
+    With `watch`, repeats this until stopped. Returns the exit status: 0, or 3 if some images have
+    no stored result.
     """
     try:
         import dicomweb_client  # noqa: F401

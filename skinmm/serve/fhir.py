@@ -69,7 +69,7 @@ def export_cases(config: FhirConfig) -> int:
 def _check_output(config: FhirConfig) -> Path:
     output = Path(config.output or "")
     if output.suffix.lower() != ".ndjson":
-        raise InputError(f"output={output}: a Bundle per line; the name must end in .ndjson")
+        raise InputError(f"output={output}: the name must end in .ndjson (one Bundle per line)")
     require_new_output("output", output, overwrite=config.overwrite)
     output.parent.mkdir(parents=True, exist_ok=True)
     return output

@@ -34,6 +34,7 @@ _COUNTED: Final = (
     *("/v1/cases", "/v1/audit", "/healthz", "/readyz", "/metrics"),
 )
 _PUBLIC: Final = ("/healthz", "/readyz")
+_SAFE: Final = ("GET", "HEAD", "OPTIONS")
 _API_POLICY: Final = (
     "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
@@ -203,6 +204,8 @@ class ServiceMiddleware:
             host = None
         if self.hosts is not None and host not in self.hosts:
             raise ProblemError(421, f"unknown host name; use {' or '.join(sorted(self.hosts))}")
+        if scope["method"] not in _SAFE and _is_cross_site(headers):
+            raise ProblemError(403, "the request comes from a page of another site")
         if self.keys is None or scope["path"] in _PUBLIC:
             return
         if user := self.keys.find_user(headers):
@@ -213,6 +216,14 @@ class ServiceMiddleware:
             "missing or wrong API key: send Authorization: Bearer KEY, or KEY as the password",
             {"WWW-Authenticate": 'Basic realm="skinmm", charset="UTF-8"'},
         )
+
+
+def _is_cross_site(headers: Headers) -> bool:
+    """Return whether a browser sent a request for a page of another site."""
+    if site := headers.get("sec-fetch-site"):
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return bool(origin) and urlsplit(origin or "").netloc != headers.get("host")
 
 
 def _limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:

@@ -38,7 +38,7 @@ def read_test(card: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def list_groups(card: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Return groups of test rows, see `describe_probabilities`; empty if unknown."""
+    """Return groups of test rows with similar probabilities; empty if the card has none."""
     groups = read_test(card).get("probabilities") or {}
     return [dict(zip(groups, values, strict=True)) for values in zip(*groups.values(), strict=True)]
 

@@ -213,7 +213,7 @@ def _fit_labelled(files: Sequence[Path], cards: Sequence[Card]) -> _Fit:
             f"{', '.join(classes)}; give a column diagnosis"
         )
     if any(not np.array_equal(first.image_id, part.image_id) for part in parts):
-        raise InputError("some networks could not predict some of the rows; remove these rows")
+        raise InputError("the networks predicted different rows; remove rows that have an error")
     if first.malignant.all():
         raise InputError(
             f"{files[0]}: none of {len(first):,} rows is benign, so the share of malignant lesions "

@@ -1,4 +1,4 @@
-"""Fit calibration and decision rules on validation rows, and evaluate the predictions."""
+"""Fit calibration and decision rules on held-out rows, and evaluate the predictions."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -208,12 +208,11 @@ def fit_referral_band(rows: Predictions, config: EvaluationConfig) -> ReferralBa
 def write_evaluation(
     run: Path, parts: dict[str, Predictions], config: EvaluationConfig, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write `predictions/<part>.csv` for every part: test, val, missing_1_of_3, ...
+    """Write `predictions/<part>.csv` for every part, and return the content of metrics.json.
 
-    Returns:
-        The content of metrics.json: the facts, among them the threshold, and the evaluation of each
-        part. The caller writes it after all other results, as the mark of a
-        finished run.
+    Parts are test, val, calibration, and missing_1_of_3 (without one of three record columns) etc.
+    The result has the facts, among them the threshold, and the evaluation of each part. The caller
+    writes it after all other results, as the mark of a finished run.
     """
     metrics: dict[str, Any] = {"schema": METRICS_SCHEMA, **facts}
     (run / "predictions").mkdir(exist_ok=True)

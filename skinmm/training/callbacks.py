@@ -81,7 +81,7 @@ class Patience(EarlyStopping):
 
     @property
     def state_key(self) -> str:
-        """Key of the state in a checkpoint, with the metric's name as in earlier versions."""
+        """Key in a checkpoint; it contains the metric's name, as in earlier versions."""
         return super().state_key.replace(SELECTION, self._metric)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ class RunCheckpoints(ModelCheckpoint):
         self._raise_interrupt()
 
     def on_train_end(self, *_: Any) -> None:
-        """End the run if it was interrupted after its last step."""
+        """Raise an interrupt (Ctrl-C or SIGTERM) that arrived after the last step."""
         self._raise_interrupt()
 
     def _raise_interrupt(self) -> None:
@@ -173,7 +173,7 @@ class RunCheckpoints(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Key of the state in a checkpoint, with the metric's name as in earlier versions."""
+        """Key in a checkpoint; it contains the metric's name, as in earlier versions."""
         return super().state_key.replace(SELECTION, self._metric)
 
     def state_dict(self) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def end_with_parent() -> None:
 
 
 class Failure(NamedTuple):
-    """Reason for the failure of a process, as stored."""
+    """Failure of a process, as the other processes receive it."""
 
     rank: int
     is_input_error: bool

@@ -105,7 +105,7 @@ def predict_missing_columns(fold: TrainedFold) -> dict[str, Predictions]:
 
 
 def removal_order(rows: Int[np.ndarray, " b"], columns: int) -> Int64[np.ndarray, "b columns"]:
-    """Return the position of each column in the random order of removal of each row."""
+    """Return a random permutation for each row: when each column is removed."""
     orders = [np.random.default_rng(int(row)).permutation(columns) for row in rows]
     return np.array(orders, dtype=np.int64).reshape(len(rows), columns)
 

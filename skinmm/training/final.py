@@ -166,7 +166,7 @@ def fit_training_detector(training: SplitOutputs) -> OODDetector | None:
 def fit_corrected_detector(
     training: SplitOutputs, stretches: Sequence[float | None]
 ) -> OODDetector | None:
-    """Fit the OOD detector to training rows, and scale its limit to new rows."""
+    """Fit the OOD detector to training rows; multiply its limit by the median of the stretches."""
     detector = fit_training_detector(training)
     measured = [stretch for stretch in stretches if stretch is not None]
     if detector is None or not measured:

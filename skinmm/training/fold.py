@@ -65,11 +65,13 @@ def train_fold(
 ) -> dict[str, Any]:
     """Train one fold, calibrate it on held-out rows, and evaluate it on test rows.
 
-    Nothing is written before all checks have passed; metrics.json is written after all
-    other results, before the report. A resumed run
-    continues from the last checkpoint in its folder. `data` replaces the rows of the configuration,
-    and `train` the function `train_network`. Returns the content of metrics.json on rank 0, and an
-    empty dict on other processes.
+    Nothing is written before all checks have passed. metrics.json is written after all other
+    results, before the report. A resumed run continues from the last checkpoint in its folder.
+    `data` replaces the rows of the configuration. `train` replaces `train_network`; a centre of a
+    federation trains by its own function.
+
+    Returns:
+        The content of metrics.json on rank 0, and an empty dict on other processes.
     """
     pl.seed_everything(config.seed, workers=False, verbose=False)
     require_same_finder(config, run)  # a resumed run finds lesions with the same segmenter
@@ -80,7 +82,7 @@ def train_fold(
     require_usable_split(data, run)
     findings = audit_split(data, config)  # refuses leaks
     module = build_classifier(config, data)
-    choose_batch(module, data, trainer)
+    choose_batch(module, data, trainer)  # replaces "auto" in `config`, as `choose_lr` does
     require_memory(module.network, config, trainer, data.record_widths)
     choose_lr(module, data, trainer, run)
     step = tune(module, data, trainer, run) if is_leader() else None
@@ -89,14 +91,14 @@ def train_fold(
         set_threads(has_images=True, processes=trainer.num_devices)
 
     open_run(run, config.trainer.timeout)  # prepares the folder and waits for all processes
-    load_features(config, data, module.network, trainer, run)  # only of a frozen image network
+    load_features(config, data, module.network, trainer, run)  # frozen networks: replaces images
     if trainer.is_global_zero:
         write_cohort_and_environment(run, data.cohort, trainer)
         log_config(config, trainer)
         write_json(run.path / "audit.json", findings)
         announce(run, data, module, trainer, findings, step)
 
-    card, selection = (train or train_network)(trainer, module, data, run)
+    card, facts = (train or train_network)(trainer, module, data, run)
 
     parts = [part for part in ("test", "val", CALIBRATION) if len(data.rows(part))]
     print_stage(config, f"testing: {len(data.rows('test')):,} rows")
@@ -116,11 +118,7 @@ def train_fold(
     if not trainer.is_global_zero:
         return {}
     names = ("initialisation", "classes", "positive")
-    facts = {
-        **{name: getattr(card, name) for name in names},
-        **selection,
-        "fitted_on": fitting_part,
-    }
+    facts = {name: getattr(card, name) for name in names} | facts | {"fitted_on": fitting_part}
     return write_results(fold, facts)
 
 
@@ -151,10 +149,10 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
     counts = torch.bincount(torch.from_numpy(data.training_targets), minlength=len(classes))
     loss = build_component(LOSSES, "loss", config.loss, counts=counts)
     # The network learns the class shares of the sampler times the class weights.
-    drawn = data.sampler.prior(data.training_targets)
+    drawn = data.sampler.prior(data.training_targets)  # ends with the last class that has rows
     trained = np.pad(drawn, (0, len(classes) - len(drawn))) * loss.weights.numpy()
     trained /= trained.sum()
-    model = network.image.config if network.image else config.model  # needs no hub to be built
+    model = network.image.config if network.image else config.model  # needs no hub
     card = Card(
         # How the run was started is not a property of its network.
         config=to_mapping(replace(config, model=model, plugins=[], resume=None, overwrite=False)),

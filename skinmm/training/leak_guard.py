@@ -1,7 +1,7 @@
 """Checks before training that no evaluated row influences the model, now or in earlier runs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,9 @@ from skinmm.errors import InputError, warn
 from skinmm.models.checkpoint import is_checkpoint, load_card
 from skinmm.training.run_folder import RunFolder
 from skinmm.vocabulary import map_unique, normalise_name
+
+_ISIC: Final = r"(HAM|BCN|MSK\d*|IL|IP)_\w+"
+"""Lesions and patients of the ISIC archive, in whichever of its datasets."""
 
 
 def audit_split(data: LesionData, config: Config) -> dict[str, Any]:
@@ -71,18 +74,26 @@ def _describe_overlaps(cohort: pd.DataFrame, trained: pd.DataFrame, key: str) ->
 def find_overlaps(rows: pd.DataFrame, trained: pd.DataFrame) -> "pd.Series[bool]":
     """Return a mask of rows that share an image, a lesion or a patient with other rows."""
     evaluated = explode_images(rows).astype(str)
-    overlaps = evaluated["image_id"].isin(trained["image_id"])
+    names = (
+        table["image_id"].astype(str).str.removesuffix("_downsampled")
+        for table in (evaluated, trained)
+    )
+    overlaps = pd.Series.isin(*names)
     trained, evaluated = (  # runs of earlier versions have the name of the cohort as the source
         table.assign(cohort=table.get("cohort", table["source"]).fillna(table["source"]))
         for table in (trained, evaluated)
     )
-    for name in ("patient_id", "lesion_id"):  # ids that are unique within a cohort only
+    for name in ("patient_id", "lesion_id"):
         owned = trained.dropna(subset=[name])
         owned = owned.assign(**{name: map_unique(owned[name], normalise_name)})
-        overlaps |= pd.Index(evaluated["cohort"] + "\0" + evaluated[name]).isin(
-            owned["cohort"] + "\0" + owned[name]
-        )
+        overlaps |= pd.Index(_qualify(evaluated, name)).isin(_qualify(owned, name))
     return overlaps
+
+
+def _qualify(table: pd.DataFrame, name: str) -> "pd.Series[str]":
+    """Return ids with the cohort in which they are unique; those of ISIC are unique everywhere."""
+    ids = table[name].astype(str)
+    return table["cohort"].mask(ids.str.fullmatch(_ISIC), "isic") + "\0" + ids
 
 
 def list_teacher_leaks(config: LossConfig, cohort: pd.DataFrame) -> list[str]:

@@ -59,7 +59,7 @@ class Mixup:
 
 @dataclass(frozen=True)
 class CutMix(Mixup):
-    """Rectangle of another image; records are averaged (Yun et al. 2019, arXiv:1905.04899)."""
+    """Rectangle of another image, and the mean record (Yun et al. 2019, arXiv:1905.04899)."""
 
     alpha: float = 1.0
 

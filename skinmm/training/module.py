@@ -61,12 +61,12 @@ class BaseModule(pl.LightningModule):
             network.compile()
 
     def on_train_epoch_start(self) -> None:
-        """Reset the epoch's loss, except in a run resumed within an epoch."""
+        """Reset the epoch's loss; Lightning does not call this in a run resumed within an epoch."""
         self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
         """Seed dropout by epoch and batch, so that a resumed run draws the same masks."""
-        position = (self.card.config["seed"], self.current_epoch, batch_idx, self.global_rank)
+        position = (self._config.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
 
     def accumulate_loss(self, loss: Float[Tensor, ""], rows: int) -> Float[Tensor, ""]:
@@ -76,7 +76,7 @@ class BaseModule(pl.LightningModule):
         # Every rank always has the whole sum, so that rank 0 can save it without communication.
         self._losses = self._losses.to(batch) + self.trainer.strategy.reduce(batch, reduce_op="sum")
         if self.trainer.is_last_batch and not self.trainer.enable_validation:
-            self._require_finite(self._losses.sum())
+            self._require_finite(self._losses.sum())  # as `log_validation` does with validation
             mean = self._losses[0] / self._losses[1]
             self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=1)
         return loss
@@ -120,12 +120,12 @@ class BaseModule(pl.LightningModule):
         groups = parameter_groups(self.network, options)
         optimizer = build_component(OPTIMIZERS, "optimizer", options, params=groups, lr=options.lr)
         per_epoch = int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
-        steps = per_epoch * self._config.trainer.max_epochs
+        steps = per_epoch * self._config.trainer.max_epochs  # the trainer may run fewer epochs
         schedule = build_schedule(optimizer, self._config.schedule, steps, monitor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_epoch_end(self) -> None:
-        """Step the plateau schedule here, before the checkpoint is written; Lightning is later."""
+        """Step the plateau schedule before the checkpoint is written; Lightning does it after."""
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau):
             schedule.step(float(self.trainer.callback_metrics[SELECTION]))
@@ -140,8 +140,8 @@ class BaseModule(pl.LightningModule):
         checkpoint[KEY] = asdict(self.card)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = merge_adapters(state)
-        if parts := {n: state[n] for n in state if n not in checkpoint["state_dict"]}:
-            checkpoint[ADAPTERS] = parts  # a resumed run continues with them
+        if adapters := {n: state[n] for n in state if n not in checkpoint["state_dict"]}:
+            checkpoint[ADAPTERS] = adapters  # a resumed run continues with them
         checkpoint["epoch_losses"] = self._losses.tolist()
         checkpoint["monitored"] = {"window": self.window, "values": self._monitored}
 

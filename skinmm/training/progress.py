@@ -154,7 +154,7 @@ def print_duration(
     folds: int,
     step: StepTime | None = None,
 ) -> None:
-    """Print the expected duration, unless `trainer.progress=false` or a head is fitted.
+    """Print the expected duration of a training with `trainer.progress=true`.
 
     It trains a copy on this process alone; SyncBatchNorm would wait for the others.
     """

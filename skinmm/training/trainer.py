@@ -34,7 +34,7 @@ THREADS: Final = min(torch.get_num_threads(), count_cores())
 
 
 def build_trainer(config: Config, run: Path, epochs: int | None = None) -> pl.Trainer:
-    """Build the trainer of one fold; with a number of epochs, it runs these without validation."""
+    """Build the trainer of one fold; `epochs` replaces `trainer.max_epochs`, without validation."""
     options = config.trainer
     has_gpu = torch.cuda.is_available()
     if options.accelerator == "gpu" and not has_gpu:

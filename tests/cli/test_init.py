@@ -201,3 +201,15 @@ def test_a_broken_configuration_is_named(
     assert train(["--config-dir", str(tmp_path), "data=bad"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "bad.yaml, line 2, column 7: not YAML: mapping values are not allowed here" in line
+
+
+def test_measurements_are_neither_ages_nor_patients_nor_lesions() -> None:
+    rows = {
+        "file": ["a", "b"],
+        "image_quality": ["55", "60"],
+        "lesion_diameter_mm": ["5", "6"],
+        "personal_hx_mm": ["0", "1"],
+        "target": ["0", "1"],
+    }
+    mapping = infer_columns(pd.DataFrame(rows), {"a", "b"})
+    assert mapping == {"image_id": "file", "target": "target"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydicom.sr.codedict import codes
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from skinmm.data.columns import NOT_AT_BEDSIDE, check_columns
+from skinmm.data.columns import NOT_AT_BEDSIDE, check_columns, parse_extra_column
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
 from skinmm.vocabulary import (
@@ -176,7 +176,16 @@ def test_malignant_classes_are_classes() -> None:
         *[(None, None), (float("nan"), None), (pd.NA, None), ("", None)],
         *[("1,033", None), ("5_5", None), ("1e1", None), ("45 years", 45), ("18 months", 1.5)],
         *[("0,033", 0.033), ("55.", 55), (np.float64(7.25), 7.25), ("60+", None), ("5555Y", None)],
-        *[("55 M", None), ("55M", 55 / 12), ("1,033y", None), ("+45", 45), ("1,5 years", 1.5)],
+        *[
+            ("55 M", None),
+            ("55M", None),
+            ("055M", 55 / 12),
+            ("62w", None),
+            ("55y", 55),
+            ("1,033y", None),
+            ("+45", 45),
+            ("1,5 years", 1.5),
+        ],
     ],
 )
 def test_ages(cell: object, years: float | None) -> None:
@@ -364,3 +373,9 @@ def test_an_encoded_row_is_decoded_to_what_the_network_knows_of_it() -> None:
     ]
     unseen = encoder.transform({"age": np.array(["x"], object), "site": np.array(["moon"], object)})
     assert encoder.decode(unseen[0]) == {"age": "missing", "site": "missing"}
+
+
+def test_a_point_before_three_digits_is_ambiguous_beside_decimal_commas() -> None:
+    with pytest.raises(InputError, match=r"'1\.200' can mean 1200 or 1\.200"):
+        parse_extra_column(pd.Series(["12,5", "1.200", "0,8"], name="area"))
+    assert parse_extra_column(pd.Series(["12.5", "1.200"], name="area")).tolist() == [12.5, 1.2]

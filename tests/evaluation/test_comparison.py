@@ -160,3 +160,23 @@ def test_p_values_of_equal_systems_are_evenly_spread() -> None:
     ]
     assert np.mean(p) == pytest.approx(0.5, abs=0.2)
     assert np.mean(np.array(p) < 0.1) < 0.3
+
+
+def test_the_order_of_the_files_does_not_decide_who_the_patients_are() -> None:
+    rng = np.random.default_rng(0)
+    target = np.tile([0, 1], 20)
+    images = np.array([f"i{n}" for n in range(40)])
+
+    def rows(patients: np.ndarray) -> Predictions:
+        p = expit(rng.normal(target))
+        scores = np.stack([1 - p, p], axis=1)
+        return Predictions(
+            images, patients, target, scores, scores, ("benign", "malignant"), ("malignant",)
+        )
+
+    named, unnamed = rows(np.array([f"P{n // 4}" for n in range(40)])), rows(images)
+    results = [
+        compare(files, resamples=50)
+        for files in ({"a": named, "b": unnamed}, {"b": unnamed, "a": named})
+    ]
+    assert [result["patients"] for result in results] == [10, 10]

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
+from skinmm.config import read_costs
 from skinmm.errors import InputError
 from skinmm.evaluation.call_rules import (
     CALLS,
@@ -24,7 +25,6 @@ from skinmm.evaluation.call_rules import (
 )
 from skinmm.evaluation.comparison import compare_rules
 from skinmm.evaluation.predictions import Predictions, read_predictions, write_predictions
-from skinmm.files import read_costs
 
 GAP = 2.0
 SHARES = [0.9, 0.1]

@@ -123,7 +123,7 @@ def test_a_difference_is_planned_from_two_systems_of_the_same_lesions() -> None:
     formula = malignant_for_difference(0.85, 0.05, 0.1, correlation=0.45)
     assert needed == pytest.approx(formula, rel=0.3)
     assert malignant_by_pairs(first, second, 0.025) == pytest.approx(4 * needed, abs=4)
-    with pytest.raises(InputError, match="rank the lesions equally"):
+    with pytest.raises(InputError, match="same in every resample"):
         malignant_by_pairs(first, first, 0.05)
 
 

@@ -291,3 +291,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_predictions(path, broken)
     assert path.read_text(encoding="utf-8") == GOOD
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unknown_diagnosis_is_not_benign(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("image_id,p_malignant\na,0.9\nb,0.8\nc,0.1\n")
+    (tmp_path / "l.csv").write_text("image_id,diagnosis\na,melanoma\nb,unknown\nc,nevus\n")
+    with pytest.raises(InputError, match="unknown"):
+        read_predictions(tmp_path / "p.csv", tmp_path / "l.csv")
+
+
+def test_labels_give_the_patients_that_a_file_leaves_empty(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("image_id,patient_id,p_malignant\na,,0.9\nb,,0.8\nc,Q,0.1\n")
+    (tmp_path / "l.csv").write_text("image_id,patient_id,target\na,P,1\nb,P,0\nc,P,0\n")
+    rows = read_predictions(tmp_path / "p.csv", tmp_path / "l.csv")
+    assert rows.patient_id.tolist() == ["P", "P", "Q"]

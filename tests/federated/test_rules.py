@@ -287,7 +287,7 @@ def test_paths_of_the_server_are_not_sent() -> None:
 def test_off_loopback_certificates_and_keys_are_needed(host: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other machines can reach it, so it needs certificate"):
         serve(FederateServerConfig(host=host, output=str(tmp_path / "s"), data=DataConfig()))
-    with pytest.raises(InputError, match="each client of a server is one centre"):
+    with pytest.raises(InputError, match="each client is one centre"):
         serve(FederateServerConfig(output=str(tmp_path / "s"), data=DataConfig(split="source")))
     with pytest.raises(InputError, match="another machine, so the client needs private_key"):
         take_part(FederateClientConfig(server=f"{host}:9092", name="a"))

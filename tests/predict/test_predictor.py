@@ -129,8 +129,9 @@ def test_raw_probabilities_change_no_decision(
     predictor: Predictor, predicted: pd.DataFrame, both: Path, pictures: Path
 ) -> None:
     raw = predictor.predict(cohort_of(both), pictures, probabilities="raw")
-    same = ["decision", "threshold", "prediction_set", "ood"]
+    same = ["decision", "prediction_set", "ood"]
     pd.testing.assert_frame_equal(raw[same], predicted[same])
+    assert raw["threshold"].isna().all()  # it is not one of raw probabilities
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (33, 0), (500, 4)])

@@ -188,3 +188,12 @@ def test_nothing_is_kept_or_logged(
     assert [*chain(*(folder.glob("skinmm-*") for folder in folders))] == before
     assert capfd.readouterr().err == ""
     assert caplog.records == []
+
+
+def test_a_page_of_another_site_can_send_nothing(at: TestClient) -> None:
+    for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
+        answer = at.post("/v1/predict", data={"age": "50"}, headers=headers)
+        assert answer.status_code == 403
+        assert at.get("/v1/model", headers=headers).status_code == 200
+    same = {"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"}
+    assert at.post("/v1/predict", data={"age": "50"}, headers=same).status_code != 403

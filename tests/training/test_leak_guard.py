@@ -12,7 +12,11 @@ from quick_runs import LIMIT, best, cohort_of, metrics_of, quick_train
 from skinmm.config import ModelConfig, read_config
 from skinmm.errors import InputError
 from skinmm.models.backbone import Backbone
-from skinmm.training.leak_guard import require_same_split, rows_seen_in_training
+from skinmm.training.leak_guard import (
+    find_overlaps,
+    require_same_split,
+    rows_seen_in_training,
+)
 from skinmm.training.run_folder import write_cohort, write_config
 
 Said = pytest.CaptureFixture[str]
@@ -111,3 +115,13 @@ def test_a_checkpoint_is_read_once(both: Path, monkeypatch: pytest.MonkeyPatch) 
     assert rows_seen_in_training(model, cohort_of(both)) == []
     assert Backbone(model, pretrained=True).origin.startswith("best.ckpt of demo")
     assert glances.count(False) == 1
+
+
+def test_a_lesion_of_the_isic_archive_is_the_same_in_each_of_its_datasets() -> None:
+    def table(image: str, lesion: str, cohort: str) -> pd.DataFrame:
+        row = {"image_id": image, "patient_id": None, "lesion_id": lesion}
+        return pd.DataFrame([row | {"cohort": cohort, "source": cohort}])
+
+    trained = table("ISIC_1", "HAM_0000007", "isic_2019")
+    assert find_overlaps(table("ISIC_2", "HAM_0000007", "ham10000"), trained).all()
+    assert not find_overlaps(table("ISIC_2", "7", "ham10000"), table("x", "7", "csv")).any()

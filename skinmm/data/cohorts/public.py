@@ -33,7 +33,7 @@ _PARTS: Final = {"Training": None, "Validation": "val", "Test": "test"}
 
 
 def ham10000(data: DataConfig) -> CohortTable:
-    """Read HAM10000 (Tschandl et al. 2018): seven classes, lesions instead of patients.
+    """Read HAM10000 (Tschandl et al. 2018): seven classes; lesion ids, no patient ids.
 
     `source` is filled if the official table `HAM10000_metadata` is in the folder, whose column
     `dataset` names four sources; other forms of the table lack it.

@@ -27,7 +27,7 @@ P = ParamSpec("P")
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Return colour and dash of a line; each pass through the palette has another dash."""
+    """Return colour and dash of a line; after each pass through the palette, the dash changes."""
     turn, color = divmod(index, len(PALETTE))
     return {"color": PALETTE[color], "linestyle": ("-", "--", ":", "-.")[turn % 4]}
 
@@ -57,7 +57,7 @@ def thin_curve(
 
 
 def figure(draw: Callable[Concatenate["Axes", P], str]) -> Callable[P, Markup]:
-    """Decorate a function that draws on axes and returns a label, to return an `<svg>`.
+    """Turn a function that draws on axes and returns a label into one that returns an `<svg>`.
 
     The label is for screen readers and may have any characters. The natural size of a figure is
     4.2 by 3.4 inches, unless the function sets `figwidth` or `figheight`; a page may shrink it.

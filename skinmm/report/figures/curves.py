@@ -46,7 +46,7 @@ def precision_line(name: str, scores: Scores, positives: Mask) -> Line:
 
 
 def reliability_line(name: str, scores: Scores, positives: Mask, bins: int = 10) -> Line:
-    """Return the observed share against the mean probability, in bins of equal size.
+    """Return observed shares against mean probabilities, in bins with equally many rows.
 
     Equal scores share a bin, so a model with few distinct probabilities has fewer bins.
     """

@@ -154,7 +154,7 @@ def _format_ages(ages: "pd.Series[float]") -> str:
 
 
 def build_audit(audit: Mapping[str, Any]) -> list[Block]:
-    """Return the findings of an audit as notes and tables; no findings mean no audit."""
+    """Return an audit as notes and tables; an empty mapping means that none was made."""
     if not audit:
         return [Note("The cohort and its split were not audited.")]
     leaks = [Note(f"Leak: {leak}.", warning=True) for leak in audit.get("leaks", [])]

@@ -231,7 +231,7 @@ def _describe_threshold(inputs: ReportInputs) -> str:
 
 
 def _describe_optimism(inputs: ReportInputs) -> str:
-    """Describe the optimism if the epoch was selected on the same rows as the threshold."""
+    """Describe the bias of the guarantee if the same rows selected epoch and threshold."""
     if inputs.metrics.get("fitted_on") == "mixed":
         return str(TEXTS["optimism_mixed"])
     is_pooled = inputs.predictions.fold is not None  # no entry: folds of different windows
