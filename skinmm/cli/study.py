@@ -77,9 +77,8 @@ def study(config: Config, folder: Path, argv: list[str], command: Command, start
 
 def absolutize_paths(config: Config) -> Config:
     """Make the path of the weights absolute, and read the file of costs, to resume anywhere."""
-    if isinstance(config.evaluation.costs, str):
-        costs = read_costs(config.evaluation.costs)
-        config = replace(config, evaluation=replace(config.evaluation, costs=costs))
+    costs = read_costs(config.evaluation.costs)
+    config = replace(config, evaluation=replace(config.evaluation, costs=costs))
     path = Path(str(config.model.pretrained))
     if not path.is_file():
         return config

@@ -116,9 +116,7 @@ def compare(
         high, p, p_holm, left_out; and `delong`, of the AUROC).
     """
     joined = _join(files)
-    # Files may name lesions or images instead of patients; the fewest names are the patients.
-    first = min(joined.values(), key=lambda rows: len({*rows.patient_id}))
-    joined = {name: replace(rows, patient_id=first.patient_id) for name, rows in joined.items()}
+    first = next(iter(joined.values()))
     codes, patients = patient_codes(first.patient_id)
     units, sources = independent_units(codes, first.malignant), _common_sources(joined)
     values, samples, systems = {}, {}, {}
@@ -146,7 +144,7 @@ def compare(
 
 
 def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
-    """Return the rows that all files have, in the order of the first file."""
+    """Return the rows that all files have, in the order of the first file, with common patients."""
     if len(files) <= 1:
         raise InputError(f"compare needs at least two prediction files, got {len(files)}")
     keys = dict(zip(files, match_names(rows.image_id for rows in files.values()), strict=True))
@@ -168,7 +166,9 @@ def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
                 f"{other} but benign in the other ({int(differs.sum())} such rows); correct the "
                 "labels"
             )
-    return joined
+    # Files may name lesions or images instead of patients; the fewest names are the patients.
+    patients = min((rows.patient_id for rows in joined.values()), key=lambda ids: len({*ids}))
+    return {name: replace(rows, patient_id=patients) for name, rows in joined.items()}
 
 
 def _common_sources(joined: Mapping[str, Predictions]) -> Shaped[np.ndarray, " n"] | None:

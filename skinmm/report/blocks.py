@@ -282,7 +282,7 @@ def metric_label(name: str) -> str:
 
 
 def metric_table(caption: str, measured: Mapping[str, Any], names: Sequence[str]) -> Table:
-    """Return a table of those of the named metrics that were measured."""
+    """Return a table of the named metrics that were measured."""
     entries = {name: e for name in names if (e := measured["metrics"].get(name))}
     rows = [(metric_label(name), mark_estimate(name, e, measured)) for name, e in entries.items()]
     if any(cell.endswith(NARROW) for _, cell in rows):

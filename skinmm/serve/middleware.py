@@ -223,7 +223,7 @@ def _is_cross_site(headers: Headers) -> bool:
     if site := headers.get("sec-fetch-site"):
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    return bool(origin) and urlsplit(origin or "").netloc != headers.get("host")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
 def _limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:

@@ -74,11 +74,8 @@ def _describe_overlaps(cohort: pd.DataFrame, trained: pd.DataFrame, key: str) ->
 def find_overlaps(rows: pd.DataFrame, trained: pd.DataFrame) -> "pd.Series[bool]":
     """Return a mask of rows that share an image, a lesion or a patient with other rows."""
     evaluated = explode_images(rows).astype(str)
-    names = (
-        table["image_id"].astype(str).str.removesuffix("_downsampled")
-        for table in (evaluated, trained)
-    )
-    overlaps = pd.Series.isin(*names)
+    known = trained["image_id"].astype(str).str.removesuffix("_downsampled")
+    overlaps = evaluated["image_id"].str.removesuffix("_downsampled").isin(known)
     trained, evaluated = (  # runs of earlier versions have the name of the cohort as the source
         table.assign(cohort=table.get("cohort", table["source"]).fillna(table["source"]))
         for table in (trained, evaluated)
@@ -91,7 +88,7 @@ def find_overlaps(rows: pd.DataFrame, trained: pd.DataFrame) -> "pd.Series[bool]
 
 
 def _qualify(table: pd.DataFrame, name: str) -> "pd.Series[str]":
-    """Return ids with the cohort in which they are unique; those of ISIC are unique everywhere."""
+    """Prefix ids with their cohort; all datasets of the ISIC archive share a prefix."""
     ids = table[name].astype(str)
     return table["cohort"].mask(ids.str.fullmatch(_ISIC), "isic") + "\0" + ids
 
