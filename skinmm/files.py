@@ -45,9 +45,9 @@ def read_table(path: Path | str, *, only: Collection[str] = ()) -> pd.DataFrame:
     """Read a table as text: CSV, gzipped CSV (.gz), Parquet or Excel.
 
     CSV means text in UTF-8, or in UTF-16 with a byte order mark. The separator is a comma, a
-    semicolon or a tab: the most frequent one in the header, or the one that a first line such as
-    `sep=;` states. Blank lines, and columns without a name at the end, are dropped. Excel files are
-    read from their first sheet. If `only` names columns, the others are left out.
+    semicolon, a tab or a vertical bar: the most frequent one in the header, or the one that a first
+    line such as `sep=;` states. Blank lines, and columns without a name at the end, are dropped.
+    Excel files are read from their first sheet. If `only` names columns, the others are left out.
 
     Returns:
         Cells of dtype `str`, "" where empty; whole numbers of Parquet and Excel files without

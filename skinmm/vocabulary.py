@@ -303,7 +303,7 @@ def name_units(table: pd.DataFrame) -> "pd.Series[str]":
     """
     patients = resolve_patients(table).astype(str)
     units = pd.Series("patient", index=table.index)
-    for unit in ("lesion", "image"):
+    for unit in ("image", "lesion"):  # a prediction of a lesion has its name in both columns
         if f"{unit}_id" in table:
             units[patients == table[f"{unit}_id"].astype(str)] = unit
     return units

@@ -15,7 +15,7 @@ INSECURE: Final = "allow other addresses than loopback without TLS and client ke
 
 @dataclass
 class ServeConfig(InferenceConfig):
-    """Serve a web page and a REST API for one patient at a time (research use only)."""
+    """Serve a web page and a REST API (research use only)."""
 
     checkpoint: Any = literal_path(INCLUDED, CHECKPOINTS, usage=CHECKPOINT)
     host: str = setting("127.0.0.1", "address to listen on; a public one needs keys", usage="IP")

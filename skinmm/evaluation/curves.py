@@ -22,6 +22,7 @@ _Weights = Int64[np.ndarray, "b n"]
 _Lines = Float64[np.ndarray, "2 b"]
 _Sums = Int64[np.ndarray, "b l"]
 
+CONSTANT: Final = 1e-4  # standard deviation of log odds up to which no slope is defined
 PARTIAL_FLOOR: Final = 0.8
 """Sensitivity above which the ISIC 2024 challenge measures the area under the ROC curve."""
 GRID: Final = 64
@@ -209,9 +210,9 @@ def calibration_line(
     """Return intercept and slope of a logistic regression of the truth on the log odds x.
 
     Perfect calibration is (0, 1). The line is NaN where no finite maximum of the likelihood exists:
-    with rows of one class only, or where the log odds separate the classes. `rows` and `positives`
-    are the weights of all and of the malignant rows at each value of x. If the slope is not free,
-    it is 1, and the intercept is the calibration in the large (Van Calster et al. 2019,
+    with rows of one class, or where the log odds are equal or separate the classes. `rows` and
+    `positives` are the weights of all and of the malignant rows at each x. If the slope is not
+    free, it is 1, and the intercept is the calibration in the large (Van Calster et al. 2019,
     doi:10.1186/s12916-019-1466-7).
     """
     centre, scale = (x.mean(), x.std() or 1.0) if free else (0.0, 1.0)
@@ -230,7 +231,7 @@ def calibration_line(
         present = positives > 0, rows > positives
         lowest, other_lowest = (mask.argmax(axis=1) for mask in present)
         top, other_top = (len(x) - 1 - mask[:, ::-1].argmax(axis=1) for mask in present)
-        defined &= (lowest < other_top) & (top > other_lowest)
+        defined &= (lowest < other_top) & (top > other_lowest) & bool(scale > CONSTANT)
         for i in np.flatnonzero(defined & ~converged):
             one = slice(i, i + 1)
             near = _search_line(rows[i], positives[i], z)

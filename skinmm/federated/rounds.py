@@ -240,9 +240,9 @@ def write_card(federation: Federation) -> None:
         "|---|---|---|---|---|",
         *rows,
         "",
-        "Weights are combined by the number of training rows. Sampling prior, calibration, "
-        "decision threshold and the out-of-distribution score belong to each centre's own "
-        "checkpoint and are not part of the shared arrays, which are in federation.safetensors.",
+        f"Centres count {'equally' if config.noise else 'by their training rows'}. Sampling prior, "
+        "calibration, decision threshold and the out-of-distribution score belong to each centre's "
+        "own checkpoint, not to the shared arrays, which are in federation.safetensors.",
     ]
     if "epsilon" in agreement:
         lines += [

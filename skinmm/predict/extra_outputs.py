@@ -149,7 +149,7 @@ def _format_submission(rows: Rows) -> Rows:
         columns = sorted(map(str, table))
         prefix = "half_" if any(name.startswith("half_") for name in columns) else "p_"
         classes = [name for name in columns if name.startswith(prefix)]
-        if "lesion_id" in table and len(classes) > 2:  # noqa: PLR2004
+        if "images" in table and len(classes) > 2:  # noqa: PLR2004
             scores = table[classes].set_axis([n.partition("_")[2].upper() for n in classes], axis=1)
             yield pd.concat([table["lesion_id"], scores.astype(float).fillna(0)], axis=1)
             continue

@@ -172,12 +172,12 @@ class Predictor:
             p_<class>, malignancy, decision, threshold, error, prediction_set (classes separated by
             `|`; for several checkpoints the classes in at least half of their sets), ood (1 is the
             limit; for several checkpoints the mean), missing (inputs of the models that the row
-            lacks, separated by `|`) and, unless the classes are benign and malignant, called (a
-            class, by the rule `evaluation.call` of training; for several checkpoints by the mean
-            of their class shares). A row that cannot be predicted has no probabilities, and the
-            reason in `error`. Of models trained with `data.unit=lesion`: one row per lesion, in the
-            order of their first images; `image_id` and `lesion_id` name the lesion, `images` lists
-            the images used, and `missing` those that cannot be read.
+            lacks, separated by `|`), called (unless the classes are benign and malignant: a class,
+            by the rule `evaluation.call` of training; for several checkpoints by the mean of their
+            class shares) and lesion_id. A row that cannot be predicted has no probabilities, and
+            the reason in `error`. Of models trained with `data.unit=lesion`: one row per lesion, in
+            the order of their first images; `image_id` and `lesion_id` name the lesion, `images`
+            lists the images used, and `missing` those that cannot be read.
         """
         (prediction,) = self.stream(
             [table],
@@ -228,11 +228,10 @@ class Predictor:
         """Return the table of a batch: probabilities, decisions, prediction sets, errors."""
         output = self.ensemble.calibrate(batch.scores)  # NaN in rows with errors
         is_good = batch.errors == ""
-        names = zip(batch.cells["patient_id"], batch.cells["lesion_id"], strict=True)
-        patients = [next((name for name in pair if not pd.isna(name)), "") for pair in names]
-        has_views = self.ensemble.has_views
-        ids = batch.cells["lesion_id" if has_views else "image_id"]
-        columns = {"image_id": ids, "patient_id": np.array(patients, object)}
+        cells, has_views = batch.cells, self.ensemble.has_views
+        names = (cells[column] for column in ("patient_id", "lesion_id"))
+        patients, lesions = (np.where(pd.isna(name), "", name) for name in names)
+        columns = {"image_id": lesions if has_views else cells["image_id"], "patient_id": patients}
         if batch.target is not None:
             columns["target"] = batch.target
         values = output.raw if probabilities == "raw" else output.calibrated
@@ -263,9 +262,10 @@ class Predictor:
         if self.half_cut:
             halves = cut_at_half(scores, index)
             columns |= {f"half_{name}": halves[:, i] for i, name in enumerate(self.classes)}
+        columns["lesion_id"] = lesions
         if has_views:
-            columns |= {"lesion_id": ids, "images": batch.cells["image_id"]}
-        return PredictionTable(columns, batch.cells, Counter(batch.unread))
+            columns["images"] = cells["image_id"]
+        return PredictionTable(columns, cells, Counter(batch.unread))
 
     def decide(
         self, called: Bool[np.ndarray, " n"], output: ModelOutput

@@ -72,7 +72,6 @@ def register_model(predictor: CasePredictor, store: Store) -> str:
 
 def build_case(predictor: CasePredictor, row: dict[str, Any], case: Case) -> NewCase:
     """Return a prediction as a case to store, without its image."""
-    # The case, not the row: a prediction's patient_id may be the lesion's or the image's.
     name, record = predictor.record_of(case)
     result = {name: cell for name, cell in row.items() if name not in NAMES}
     return NewCase(check_patient(name) if name else None, record, result)

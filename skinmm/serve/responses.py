@@ -95,7 +95,7 @@ class BatchRow(Prediction):
 
     image_id: str | None = Field(examples=["a.jpg"])
     patient_id: str | None = Field(examples=["1"])
-    lesion_id: str | None = Field(None, description="of a model of several images per lesion")
+    lesion_id: str | None = Field(examples=["1-2"])
     images: str | None = Field(None, description="images of the lesion, with | between them")
     error: str
 

@@ -302,7 +302,7 @@ def _to_row(case: Mapping[str, Any]) -> dict[str, Any]:
     scalars = ("malignancy", "decision", "threshold", "ood", "called")
     row = {
         "image_id": case["number"],
-        "patient_id": case["patient"] or f"case {case['number']}",
+        "patient_id": case["patient"],
         "target": case["verdict"],
         **{f"p_{name}": probability for name, probability in result["probabilities"].items()},
         **{name: result[name] for name in scalars if name in result},

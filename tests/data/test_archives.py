@@ -71,6 +71,9 @@ def test_midas_joins_the_distances_of_a_lesion(tmp_path: Path) -> None:
     file.write_text(f"{file.read_text().rstrip()}\n{unknown}")
     with pytest.raises(InputError, match=r"the target is empty or unknown in 1 row, e\.g\. I6"):
         load_table("midas", tmp_path)
+    other = unknown.replace("I6", "I7").replace("nose,", "nose,melanocytic tumor - re-excision")
+    file.write_text(f"{file.read_text().rstrip()}\n{other}")
+    assert load_table("midas", tmp_path, missing="drop").rows["target"].tolist() == [1, 1, 1, 0, 0]
 
 
 def test_isic_archive_reads_diagnoses_sites_and_sizes(tmp_path: Path) -> None:

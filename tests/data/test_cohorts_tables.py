@@ -35,6 +35,12 @@ def test_spellings_of_the_target(tmp_path: Path, words: tuple[str, str]) -> None
     assert table["target"].tolist() == [0, 1, 0, 1]
 
 
+def test_rows_without_a_target_may_all_be_benign(tmp_path: Path) -> None:
+    table = "image,target,diagnosis\nI0,1,\nI1,,nevus\nI2,0,\n"
+    rows = load_cohort(DataConfig(name="csv", root=str(cohort(tmp_path, table)))).rows
+    assert rows["target"].tolist() == [1, 0, 0]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_separators_and_byte_order_marks(tmp_path: Path, separator: str, encoding: str) -> None:
@@ -289,7 +295,7 @@ def test_rows_that_a_table_names_are_left_out(
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("image\nJ0\n", "contains no name of data=csv"),
+        ("image\nJ0\n", "names no row of the dataset"),
         ("name_of_file\nI0\n", "needs a column image_id, lesion_id or patient_id; it has name"),
         (None, "no such file"),
     ],

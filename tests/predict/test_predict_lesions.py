@@ -16,6 +16,7 @@ from quick_runs import best, predictions_of, quick_train
 from skinmm.cli import main
 from skinmm.config.remote_commands import ServeConfig
 from skinmm.errors import InputError
+from skinmm.evaluation.predictions import read_predictions
 from skinmm.predict.backends import OnnxBackend
 from skinmm.predict.cases import Case, CasePredictor
 from skinmm.predict.lesions import group_rows, sort_by_lesion
@@ -198,6 +199,23 @@ def test_a_folder_of_dicom_files_is_grouped_by_its_headers(
     table["view"] = ["dermoscopic", "", "dermoscopic", "", ""]
     expected = predictor.predict(table, folder, workers=0)
     np.testing.assert_allclose(rows[P].astype(float), expected[P], atol=1e-6)
+
+
+def test_a_folder_may_mix_dicom_files_without_lesions_and_other_images(
+    run: Path, root: Path, tmp_path: Path
+) -> None:
+    first, second = (path.read_bytes() for path in sorted((root / "images").iterdir())[:2])
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(first)
+    (folder / "b.dcm").write_bytes(dicom_from_jpeg(second))
+    output = tmp_path / "out.csv"
+    assert main.predict([f"checkpoint={best(run)}", f"input={folder}", f"output={output}"]) == 0
+    rows = pd.read_csv(output, keep_default_na=False, dtype=str)
+    assert rows["images"].tolist() == rows["lesion_id"].tolist() == ["a", "b"]
+    assert rows["patient_id"].tolist() == rows["error"].tolist() == ["", ""]
+    rows.assign(target=["0", "1"]).to_csv(output, index=False)
+    assert set(read_predictions(output).list_units()) == {"lesion"}
 
 
 def shuffled(rows: int) -> Iterator[pd.DataFrame]:

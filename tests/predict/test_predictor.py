@@ -20,6 +20,7 @@ import skinmm
 from skinmm.config.checkpoints import find_checkpoints
 from skinmm.config.data_commands import PackConfig
 from skinmm.errors import InputError
+from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
 from skinmm.images.base import MIN_SIDE
 from skinmm.models.checkpoint import CheckpointError, load_card, update_card
@@ -79,12 +80,26 @@ def test_the_output_is_as_the_contract_says(predicted: pd.DataFrame, both: Path)
         "prediction_set",
         "ood",
         "missing",
+        "lesion_id",
     ]
     for column in ("image_id", "patient_id", "target"):
         assert predicted[column].tolist() == cohort_of(both)[column].tolist()
     assert (predicted["error"] == "").all()
     np.testing.assert_allclose(predicted[P].sum(axis=1), 1)
     np.testing.assert_array_equal(predicted["malignancy"], predicted["p_malignant"])
+
+
+def test_a_lesion_is_not_named_as_a_patient(
+    predictor: Predictor, both: Path, pictures: Path, tmp_path: Path
+) -> None:
+    rows = cohort_of(both).head(4).assign(patient_id=["P1", "", "", ""])
+    output = predictor.predict(rows.assign(lesion_id=["L1", "L1", "", "L2"]), pictures)
+    assert output["patient_id"].tolist() == ["P1", "", "", ""]
+    assert output["lesion_id"].tolist() == ["L1", "L1", "", "L2"]
+    output.assign(target=[0, 1, 0, 1]).to_csv(tmp_path / "out.csv", index=False)
+    read = read_predictions(tmp_path / "out.csv")
+    assert read.list_units().tolist() == ["patient", "lesion", "image", "lesion"]
+    assert read.patient_id.tolist() == ["P1", "L1", rows["image_id"].iloc[2], "L2"]
 
 
 def test_the_test_rows_get_the_run_s_own_probabilities(

@@ -104,7 +104,8 @@ def midas(data: DataConfig) -> CohortTable:
     kinds, words = (paths.str[part].fillna("").str.strip() for part in (0, 1))
     table["target"] = kinds.map({"benign": "0", "malignant": "1"})
     named = map_unique(words, parse_diagnosis)
-    table["diagnosis"] = named.where(named.notna(), (kinds + " " + words).where(words != "", None))
+    table["diagnosis"] = named.where(named.notna(), kinds + " " + words)
+    table.loc[table["target"].isna() | (words == ""), "diagnosis"] = None
     empty = pd.Series(None, table.index, dtype=object)
     renamed = {"midas_age": "age", "midas_gender": "sex", "midas_location": "site"}
     for public, name in renamed.items():

@@ -263,9 +263,7 @@ def exclude_rows(cohort: CohortTable, name: Any) -> CohortTable:
         is_named |= rows[column].isin(names)
         images += column == "image_id" and int(names[~names.isin(rows[column])].nunique())
     if not is_named.any():
-        raise InputError(
-            f"+data.args.exclude={name}: contains no name of data={cohort.rows['source'][0]}"
-        )
+        raise InputError(f"+data.args.exclude={name}: names no row of the dataset")
     lesions = rows.loc[is_named, "lesion_id"].dropna()
     others = int((rows["lesion_id"].isin(lesions) & ~is_named).sum())
     notes = [
