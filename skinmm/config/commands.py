@@ -284,7 +284,7 @@ class PlanConfig(PredictionFilesConfig):
 
 @dataclass
 class RunsConfig:
-    """List runs: date, data, model, fusion, and the first metric with its interval."""
+    """List runs: date, data, model, fusion, and the main metric with its interval."""
 
     input: str = literal_path("runs", "folder of runs, or of folders of runs", positional=True)
 

@@ -111,14 +111,14 @@ _ARRAYS: Final = ("mean", "directions", "variances")
 
 @dataclass(frozen=True)
 class OODDetector:
-    """Squared Mahalanobis distance of features to the validation features, divided by its limit.
+    """Squared Mahalanobis distance to the features of fitted rows, divided by its limit.
 
     Attributes:
         mean: mean feature.
         directions: principal directions, unit length.
         variances: variance along each direction.
         rest: variance in every other direction.
-        limit: quantile `SHARE` of the squared distances of cross-validated validation rows.
+        limit: quantile `SHARE` of the squared distances of cross-validated fitted rows.
     """
 
     mean: Float32[np.ndarray, " d"]

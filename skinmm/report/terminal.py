@@ -24,7 +24,7 @@ from skinmm.report.inputs import ReportInputs, read_mapping, read_run
 from skinmm.report.sections.headline import build_tiles, collect_warnings
 from skinmm.report.sections.verdict import build_verdict
 
-HEADER: Final = ("date", "data", "model", "fusion", "first metric", "run")
+HEADER: Final = ("date", "data", "model", "fusion", "main metric", "run")
 MAX_LINES: Final = 8  # of the closing table
 MAX_CELL: Final = 35  # characters of a line of a transposed table's cell
 MAX_DEPTH: Final = 4  # folders between the given folder and a run
