@@ -24,8 +24,8 @@ from typing import Any, Final, NamedTuple
 import pytorch_lightning as pl
 import timm
 import torch
-from timm.optim import create_optimizer_v2
-from timm.utils import NativeScaler
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+from timm.utils import NativeScaler  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -143,7 +143,8 @@ def train_timm(config: Config, module: Classifier, batches: list[Batch], sizes: 
         config.trainer.precision == "bf16",
         [*network.parameters()],
     )
-    scaler = NativeScaler() if torch.cuda.is_available() and not is_bf16 else None
+    make_scaler: Any = NativeScaler
+    scaler = make_scaler() if torch.cuda.is_available() and not is_bf16 else None
 
     def step(batch: Batch) -> None:
         image = batch["image"].to(memory_format=torch.channels_last, dtype=torch.float32)

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile
 
 import pandas as pd
 
@@ -235,41 +235,40 @@ def _read_excel(path: Path | str, file: Any) -> Iterator[list[str]]:
         advice = "pip install 'skinmm[excel]', or save the table as CSV"
         raise InputError(f"{path}: Excel files need openpyxl: {advice}") from error
     with _reading(path):
-        is_merged, width = _has_merged_cells(file or path), 0
-        book = load_workbook(file or path, read_only=not is_merged, data_only=True)
+        width, book = 0, load_workbook(file or path, read_only=True, data_only=True)
         with closing(book):
-            for sheet in book.worksheets:
-                if is_merged:
-                    _fill_merged_cells(sheet)
-                else:  # the size that a file states can be wrong
-                    sheet.reset_dimensions()
+            for sheet in book.worksheets:  # the size that a file states can be wrong
+                sheet.reset_dimensions()
             visible = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
             used = [sheet for sheet in visible if any(map(any, sheet.values))]
             if len(used) > 1:
                 titles = ", ".join(sheet.title for sheet in used)
                 raise InputError(f"{path}: several sheets ({titles}); leave one, or save it as CSV")
-            for cells in used[0].values if used else ():
-                row = [format_cell(cell) for cell in cells]
+            for row in _list_rows(used[0]) if used else ():
                 while row and not row[-1]:
                     row.pop()
                 width = width or len(row)
                 yield row + [""] * (width - len(row)) if row else []
 
 
-def _has_merged_cells(file: Any) -> bool:
-    with ZipFile(file) as archive:
-        sheets = [name for name in archive.namelist() if name.startswith("xl/worksheets/")]
-        return any(b"mergeCell " in archive.read(name) for name in sheets)
+def _list_rows(sheet: Any) -> Iterator[list[str]]:
+    """Yield rows as text; a cell merged over rows counts for each of them that has other cells."""
+    from openpyxl.utils import range_boundaries
 
-
-def _fill_merged_cells(sheet: Any) -> None:
-    """Give every cell of a merged area the value of the area, e.g. a patient of several lesions."""
-    for area in [*sheet.merged_cells.ranges]:
-        value = sheet.cell(area.min_row, area.min_col).value
-        sheet.unmerge_cells(area.coord)
-        for row in sheet.iter_rows(area.min_row, area.max_row, area.min_col, area.max_col):
-            for cell in row:
-                cell.value = value
+    with sheet._get_source() as source:
+        areas = re.findall(rb'mergeCell\s[^>]*ref="([A-Z0-9:]+)"', source.read())
+    starts: dict[int, list[tuple[int, int]]] = {}
+    for column, first, _, last in (range_boundaries(area.decode()) for area in areas):
+        starts.setdefault(first, []).append((column - 1, last))
+    active: dict[int, tuple[int, str]] = {}  # column -> last row and value of its merged cell
+    for number, cells in enumerate(sheet.values, 1):
+        row = [format_cell(cell) for cell in cells]
+        for column, (last, value) in active.items() if any(row) else ():
+            if number <= last:
+                row += [""] * (column + 1 - len(row))
+                row[column] = value
+        active |= {c: (last, row[c]) for c, last in starts.get(number, ()) if c < len(row)}
+        yield row
 
 
 def import_parquet(path: Path | str) -> Any:

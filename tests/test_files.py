@@ -235,6 +235,17 @@ def test_a_merged_cell_counts_for_all_its_rows(tmp_path: Path) -> None:
     book.active.merge_cells("A2:A3")
     book.save(tmp_path / "a.xlsx")
     assert read_table(tmp_path / "a.xlsx")["patient_id"].tolist() == ["P1", "P1", "P2"]
+    book.active.merge_cells("A4:A90000")  # rows without other cells are none
+    book.active.merge_cells("C1:D1")
+    for number, value in enumerate(("size", 7, 8, 9), 1):
+        book.active.cell(number, 3, value)
+    book.active.cell(90001, 1, "Source: clinic X")
+    book.active.merge_cells("A90001:C90001")
+    book.save(tmp_path / "a.xlsx")
+    table = read_table(tmp_path / "a.xlsx")
+    assert table["patient_id"].tolist() == ["P1", "P1", "P2", "Source: clinic X"]
+    assert table["image_id"].tolist() == ["a", "b", "c", ""]
+    assert table["size"].tolist() == ["7", "8", "9", ""]
 
 
 def test_a_wrong_size_in_an_excel_file_loses_no_row(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def explain_hydra_error(error: HydraException, schema: type[Any] | None) -> str:
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: not understood; close each bracket and quotation mark, and quote a "
-            "value with special characters: KEY='VALUE'"
+            "value with = or other special characters: KEY='VALUE'"
         )
     if several := re.match("Ambiguous value for argument '(.*?)=(.*)'", one_line(error)):
         is_list = schema is not None and load.describe_type(schema, several[1]) == load.LIST

@@ -84,8 +84,9 @@ def _explain(error: str, columns: dict[str, str], file: Path) -> tuple[str, str]
     absent = re.findall(r"\+data\.args\.columns\.(\w+)=COLUMN", error)
     if not absent:
         return error, "which cannot be used as it is"
-    line = f"{absent[-1]}: COLUMN"
-    how = f"add `{line}` to `columns`" if columns else f"write `columns: {{{line}}}`"
+    meanings = {"target": " (1 is malignant)", "diagnosis": " (names of diagnoses)"}
+    choices = " or ".join(f"`{name}: COLUMN`{meanings.get(name, '')}" for name in absent)
+    how = f"add {choices} to `columns`" if columns else f"write below `columns:` {choices}"
     return f"{error.partition('; name it')[0]}; {how} in {file}", "which you must complete first"
 
 

@@ -24,12 +24,14 @@ MAPPED: Final = ("image_id", "patient_id", "lesion_id", "age", "sex", "site", "d
 """Canonical columns, in the order of the search."""
 MAX_CELLS: Final = 2000  # distinct cells of a column that are examined
 MIN_SHARE: Final = 0.9  # of the cells that must have a meaning
-_ID: Final = "(ids?|nr|no|num|nummer|number|code|key|name|identifier|pseudonym)?"
+_ID: Final = "([ug]?u?ids?|nr|no|num|nummer|number|code|key|name|identifier|pseudonym|hash|index)"
+_PREFIX: Final = "(id|anon(ymi[sz]ed)?|pseudo(nymi[sz]ed)?|study|hospital|clinic)?"
 _NAMES: Final = {  # pattern of the key of a column, where cells alone do not decide
-    "patient_id": f"(anon|pseudo|study)?(patient|patienten|subject|person|case|fall|pat|pid){_ID}",
-    "lesion_id": f"(skin)?(lesion|mole|laesion){_ID}",
-    "age": "(patient|person|subject)?(age|alter|eta|edad|years|jahre)"
-    "((in|of|at)?(approx|years?|yrs?|y|jahren?|age|visit|diagnosis|exam))*",
+    "patient_id": f"{_PREFIX}(patient|patienten|subject|person|case|fall|pat|pid)"
+    f"(study)?{_ID}?(anon)?",
+    "lesion_id": f"{_PREFIX}(skin)?(lesion|mole|laesion){_ID}?",
+    "age": "(approx|patient|person|subject)?(age|alter|eta|edad|years|jahre)"
+    "((in|of|at)?(approx|years?|yrs?|y|jahren?|age|(first)?visit|diagnosis|exam|biopsy))*",
     "target": ".*(target|label|class|malig|cancer|melan|outcome|result|positive).*",
 }
 

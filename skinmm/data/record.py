@@ -13,8 +13,6 @@ from skinmm.data.columns import (
     check_columns,
     describe_comma,
     has_ambiguous_comma,
-    has_decimal_comma,
-    has_thousands_point,
     split_unit,
 )
 from skinmm.errors import InputError
@@ -67,14 +65,14 @@ class _Column:
             cells = [words.get(parse_truth(cell), cell) for cell in cells]
         return parse_numbers(cells)
 
-    def refuse(self, cell: str, *, has_commas: bool) -> str:
-        """Return why the number in a cell is refused (unit, comma or point), or ""."""
+    def refuse(self, cell: Any) -> str:
+        """Return why the number in a cell is refused (unit or comma), or ""."""
         number, unit = split_unit(cell)
         if self.kind == "numeric" and unit not in ("", self.unit):
             stated = f"in {self.unit}" if self.unit else "without a unit"
             return f"{cell!r}, but the numbers of training are {stated}"
-        is_ambiguous = has_ambiguous_comma(number) or (has_commas and has_thousands_point(number))
-        return describe_comma(cell) if is_ambiguous and self.kind == "numeric" else ""
+        is_ambiguous = self.kind == "numeric" and has_ambiguous_comma(number)
+        return describe_comma(cell) if is_ambiguous else ""
 
     def find(self, cell: Any) -> int:
         """Return the one-hot index of a value, -1 if unknown; `yes`, `1` and `true` are equal."""
@@ -172,12 +170,14 @@ class RecordEncoder:
         return unusable & np.array([not is_missing(cell) for cell in cells], np.bool_)
 
     def refuse(self, name: str, cells: np.ndarray) -> dict[int, str]:
-        """Return why the number of a row is refused (unit, comma or point), by row number."""
-        column, texts = self._find_column(name), {c for c in cells if isinstance(c, str)}
-        has_commas = any(has_decimal_comma(split_unit(text)[0]) for text in texts)
-        reasons = {t: why for t in texts if (why := column.refuse(t, has_commas=has_commas))}
-        rows = ((row, cell) for row, cell in enumerate(cells) if cell in reasons)
-        return {row: f"column '{name}': {reasons[cell]}" for row, cell in rows}
+        """Return why the number of a row is refused (unit or comma), by row number."""
+        column, texts = self._find_column(name), (c for c in cells if isinstance(c, str))
+        reasons = {text: reason for text in {*texts} if (reason := column.refuse(text))}
+        if not reasons:
+            return {}
+        return {
+            row: f"column '{name}': {reasons[c]}" for row, c in enumerate(cells) if c in reasons
+        }
 
     def read_numbers(self, record: Mapping[str, Any]) -> dict[str, float]:
         """Return the numbers of a record by column; they may be text, also with a unit."""

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float64, Int64, Shaped
 from scipy.special import stdtr
 
@@ -30,6 +31,7 @@ from skinmm.evaluation.prediction_tables import match_names
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.sources import build_source_statistic
 from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, MalignancyMetrics
+from skinmm.vocabulary import UNITS
 
 RULE_METRICS: Final = ("class_accuracy", "class_balanced_accuracy", "macro_f1")
 MEAN_COST: Final = "mean_cost"
@@ -166,9 +168,30 @@ def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
                 f"{other} but benign in the other ({int(differs.sum())} such rows); correct the "
                 "labels"
             )
-    # Files may name lesions or images instead of patients; the fewest names are the patients.
-    patients = min((rows.patient_id for rows in joined.values()), key=lambda ids: len({*ids}))
+    patients = _choose_patients(joined, image_ids)
     return {name: replace(rows, patient_id=patients) for name, rows in joined.items()}
+
+
+def _choose_patients(
+    joined: Mapping[str, Predictions], image_ids: Sequence[str]
+) -> Shaped[np.ndarray, " n"]:
+    """Return the patients of the file that names most of them, or else most lesions.
+
+    Raises:
+        InputError: two files name different patients.
+    """
+    units = {name: rows.list_units() for name, rows in joined.items()}
+    for a, b in combinations(joined, 2):
+        both = (units[a] == "patient") & (units[b] == "patient")
+        codes = [pd.factorize(joined[name].patient_id[both])[0] for name in (a, b)]
+        if not np.array_equal(*codes):
+            row = np.flatnonzero(both)[int(np.argmax(codes[0] != codes[1]))]
+            raise InputError(
+                f"{a} and {b} name different patients, first for image {image_ids[row]}; correct "
+                "patient_id in one of them, or remove the column"
+            )
+    counts = {n: [int((u == unit).sum()) for unit in UNITS[:2]] for n, u in units.items()}
+    return joined[max(sorted(joined), key=lambda name: counts[name])].patient_id
 
 
 def _common_sources(joined: Mapping[str, Predictions]) -> Shaped[np.ndarray, " n"] | None:

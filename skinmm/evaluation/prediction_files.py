@@ -111,7 +111,7 @@ class PredictionFile:
             allowed = "0, 1, benign, malignant" if classes == BINARY else ", ".join(classes)
             raise InputError(
                 f"{self.truth_path}: {self._name_row(bad)}: target {words[bad].iloc[0]!r} is "
-                f"not one of {allowed}"
+                f"not one of {allowed}; recode the column"
             )
         return indices.to_numpy(dtype=np.int64)
 

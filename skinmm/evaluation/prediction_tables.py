@@ -1,7 +1,7 @@
 """Reader of the predictions and labels of any system, as text in canonical columns."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -76,6 +76,16 @@ def _to_canonical(
     return table.assign(image_id=table["image_id"].fillna(names), **ids)
 
 
+def read_threshold(table: pd.DataFrame, path: Path | str) -> float | None:
+    """Return the threshold that the column `threshold` states, or None without one value."""
+    cells = table.get("threshold", pd.Series(dtype=object)).dropna()
+    numbers = pd.to_numeric(cells, errors="coerce")
+    if not numbers.between(0, 1).all():
+        bad = cells[~numbers.between(0, 1)].iloc[0]
+        raise InputError(f"{path}: threshold {bad!r} is not a number from 0 to 1, such as 0.3")
+    return float(numbers.iloc[0]) if numbers.nunique() == 1 else None
+
+
 def join_labels(
     table: pd.DataFrame, labels: pd.DataFrame, path: Path | str, labels_path: Path | str
 ) -> pd.DataFrame:
@@ -118,8 +128,18 @@ def join_labels(
             f"{table['image_id'][absent].iloc[0]}; add them, or leave them out of {path}"
         )
     added = {name: pd.Series(joined[name].to_numpy(dtype=object), table.index) for name in columns}
+    return _fill_empty(table, added)
+
+
+def _fill_empty(table: pd.DataFrame, added: Mapping[str, "pd.Series[Any]"]) -> pd.DataFrame:
+    """Add columns to a table, and fill the empty cells of those that it has."""
+    kept = {name: table[name].astype(object) for name in added if name in table}
+    if "patient_id" in kept:  # earlier versions of predict.py wrote the lesion there
+        lesions = (part["lesion_id"] for part in (table, added) if "lesion_id" in part)
+        for ids in (table["image_id"], *lesions):
+            kept["patient_id"] = kept["patient_id"].mask(kept["patient_id"] == ids)
     return table.assign(
-        **{name: table[name].fillna(c) if name in table else c for name, c in added.items()}
+        **{name: kept[name].fillna(c) if name in kept else c for name, c in added.items()}
     )
 
 

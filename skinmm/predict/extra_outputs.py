@@ -23,6 +23,7 @@ from skinmm.predict.inputs import ImageFolder
 from skinmm.predict.loading import CaseImage, describe_error
 from skinmm.predict.predictor import PredictionTable, Predictor
 from skinmm.predict.writer import require_output_file, to_csv
+from skinmm.vocabulary import UNITS
 
 Rows = Iterable[pd.DataFrame]
 MAX_LESIONS: Final = 20
@@ -125,17 +126,22 @@ class _Patient:
 
 
 def summarize_patients(rows: Rows) -> Rows:
-    """Return one row per patient, by descending risk; rows without a patient stay separate.
+    """Return one row per patient, or else lesion, or else image (`unit`), by descending risk.
 
     `decision` is malignant if any lesion is, else refer if any is or could not be predicted;
     `malignancy` is the highest; `lesions` names the images in descending order of risk; `reasons`
     has the reasons for the decision, lesion by lesion.
     """
-    patients: dict[str, _Patient] = {}
-    for table in rows:
-        for row in table.to_dict("records"):
-            patients.setdefault(row["patient_id"] or row["image_id"], _Patient()).add(row)
-    table = pd.DataFrame({"patient_id": name, **p.to_row()} for name, p in patients.items())
+    patients: dict[tuple[str, str], _Patient] = {}
+    records = (row for table in rows for row in table.to_dict("records"))
+    for number, row in enumerate(records, 1):
+        unit = next((unit for unit in UNITS if row.get(f"{unit}_id")), "image")
+        name = row[f"{unit}_id"] or f"row {number}"
+        patients.setdefault((name, unit), _Patient()).add(row)
+    table = pd.DataFrame(
+        {"patient_id": name, **patient.to_row(), "unit": unit}
+        for (name, unit), patient in patients.items()
+    )
     yield table.sort_values("malignancy", ascending=False, kind="stable", na_position="last")
 
 
@@ -163,6 +169,8 @@ def _describe_reason(row: Mapping[Hashable, Any]) -> str:
     reasons = []
     if malignancy >= threshold:
         reasons.append(f"malignancy {malignancy:.3g} reaches {threshold:.3g}")
+    elif row["decision"] == "malignant":  # raw probabilities, decided by calibrated ones
+        reasons.append("the calibrated probability reaches the threshold")
     if row["ood"] and float(row["ood"]) > 1:
         reasons.append(f"unlike development ({float(row['ood']):.3g})")
     elif row["decision"] == "refer":

@@ -22,6 +22,7 @@ from skinmm.data.lesions import SEPARATOR, name_spread_columns
 from skinmm.data.relative import PatientStatistics
 from skinmm.errors import InputError, list_words, print_error, print_line, warn
 from skinmm.evaluation.predictions import DECISIONS
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import describe_folders
 from skinmm.predict.ensemble import Ensemble
 from skinmm.predict.extra_outputs import check_summary_paths, open_extra_outputs
@@ -136,11 +137,14 @@ def require_images(
             )
 
 
-def _require_inputs(config: PredictConfig, names: Sequence[str], ensemble: Ensemble) -> None:
-    """Raise InputError if a table has no input, or no image column although `images` is given."""
+def _require_inputs(
+    config: PredictConfig, names: Sequence[str], ensemble: Ensemble, table: pd.DataFrame
+) -> None:
+    """Raise InputError if a table has no input, or images but no column known as that of images."""
     columns = ensemble.columns
     columns_of_table = {*names, *match_columns(names, columns).values()}
-    needs_names = config.images and "image" in ensemble.inputs
+    has_images = config.images or table.head(50).map(_is_image_name).any(axis=None)
+    needs_names = has_images and "image" in ensemble.inputs
     if "image_id" in columns_of_table or (columns_of_table & {*columns} and not needs_names):
         return
     raise InputError(
@@ -148,6 +152,10 @@ def _require_inputs(config: PredictConfig, names: Sequence[str], ensemble: Ensem
         f"{', '.join(COLUMN_NAMES['image_id'][:5])} "
         f"(it has: {', '.join(map(str, names))})"
     )
+
+
+def _is_image_name(cell: object) -> bool:
+    return str(cell).lower().endswith(IMAGE_SUFFIXES)
 
 
 def _has_image(images: ImageFolder, name: str) -> bool:
@@ -240,7 +248,7 @@ def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Gene
             names = [*rename_training_columns(table, ensemble.column_names)]
             if ensemble.has_views:
                 names = name_spread_columns(names, expected)
-            _require_inputs(config, names, ensemble)
+            _require_inputs(config, names, ensemble, table)
             yield from (part for part in (table.iloc[:first], table.iloc[first:]) if len(part))
             # A table that is refused gets no warning.
             if not is_warned and (line := describe_missing_columns(names, expected)):

@@ -17,7 +17,7 @@ from skinmm.errors import InputError, one_line, print_line, warn
 from skinmm.evaluation.call_rules import parse_costs
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.evaluation.other_formats import TableFormat
-from skinmm.evaluation.prediction_tables import IMAGE_EXTENSIONS, read_tables
+from skinmm.evaluation.prediction_tables import IMAGE_EXTENSIONS, read_tables, read_threshold
 from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.vocabulary import CONVERTERS, describe_unused_columns, name_units, parse_column
 
@@ -224,13 +224,11 @@ def read_prediction_file(
     run = read_mapping(file.resolve().parents[1] / "metrics.json") if is_of_run else {}
     predictions = read_predictions(file, labels, positive or run.get("positive"), form=form)
     table, truth = read_tables(file, labels, form)
-    column = table.get("threshold", pd.Series(dtype=float))
-    thresholds = pd.to_numeric(column, errors="coerce").dropna().unique()
     metrics: dict[str, Any] = {}
-    threshold = float(thresholds[0]) if len(thresholds) == 1 else None
+    threshold, classes = read_threshold(table, file), predictions.positive
     if threshold is not None:
         metrics["threshold"] = {"rule": "stated in the file"}
-    elif {*run.get("positive", predictions.positive)} == {*predictions.positive}:
+    elif "threshold" not in table and {*run.get("positive", classes)} == {*classes}:
         threshold = run.get("test", {}).get("threshold")
         if threshold is not None:
             metrics = {name: run[name] for name in _FITTED if name in run}
@@ -240,6 +238,8 @@ def read_prediction_file(
     notes = _describe_columns([*table, *cohort])
     if run and file.stem == run.get("fitted_on", "val"):
         notes.append("the run fitted its threshold to these rows, so the figures are optimistic")
+    if {*predictions.malignancy.tolist()} <= {0, 1}:
+        notes.append("all probabilities are 0 or 1: are they decisions, or columns exchanged?")
     for note in notes:
         warn(f"{file}: {note}")
     columns = {name: parse_column(cohort[name], name)[0] for name in CONVERTERS if name in cohort}

@@ -223,7 +223,9 @@ def _is_cross_site(headers: Headers) -> bool:
     if site := headers.get("sec-fetch-site"):
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is not None and origin.partition("://")[2] != headers.get("host")
+    hosts = ((origin or "").partition("://")[2], headers.get("host", ""))
+    # Browsers leave out the default port, which a proxy may state.
+    return origin is not None and len({re.sub(":(80|443)$", "", host) for host in hosts}) > 1
 
 
 def _limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:

@@ -27,6 +27,7 @@ REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     for status, description in {
         400: "not a form",
         401: "missing or wrong API key",
+        403: "sent by a page of another site",
         404: "not found",
         408: "the request arrived too slowly",
         413: "too many bytes or pixels",

@@ -301,7 +301,7 @@ def _to_row(case: Mapping[str, Any]) -> dict[str, Any]:
     result = case["result"]
     scalars = ("malignancy", "decision", "threshold", "ood", "called")
     row = {
-        "image_id": case["number"],
+        "image_id": f"case {case['number']}",
         "patient_id": case["patient"],
         "target": case["verdict"],
         **{f"p_{name}": probability for name, probability in result["probabilities"].items()},

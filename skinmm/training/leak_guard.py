@@ -18,7 +18,7 @@ from skinmm.models.checkpoint import is_checkpoint, load_card
 from skinmm.training.run_folder import RunFolder
 from skinmm.vocabulary import map_unique, normalise_name
 
-_ISIC: Final = r"(HAM|BCN|MSK\d*|IL|IP)_\w+"
+_ISIC: Final = r"(HAM|BCN|MSK\d*|IL|IP)_\d{7}"
 """Lesions and patients of the ISIC archive, in whichever of its datasets."""
 
 

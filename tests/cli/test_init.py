@@ -120,7 +120,8 @@ def test_a_table_without_labels_gets_a_configuration_to_complete(
     assert main(["init", str(clinic)]) == 3
     printed = capsys.readouterr()
     assert "no column target or diagnosis" in printed.err
-    assert "add `diagnosis: COLUMN` to `columns` in" in printed.err
+    choices = "`target: COLUMN` (1 is malignant) or `diagnosis: COLUMN` (names of diagnoses)"
+    assert f"add {choices} to `columns` in" in printed.err
     assert "to use: data.columns" not in printed.out
     assert "afterwards:" in printed.out
     assert (clinic / "conf" / "data" / "my_clinic.yaml").is_file()
@@ -213,3 +214,18 @@ def test_measurements_are_neither_ages_nor_patients_nor_lesions() -> None:
     }
     mapping = infer_columns(pd.DataFrame(rows), {"a", "b"})
     assert mapping == {"image_id": "file", "target": "target"}
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        *((name, "patient_id") for name in ("patient_uid", "id_patient", "PatientGUID")),
+        *((name, "patient_id") for name in ("patient_study_id", "hospital_patient_id")),
+        *((name, "patient_id") for name in ("patient_id_anon", "anonymized_patient_id")),
+        *((name, "lesion_id") for name in ("lesion_uid", "id_lesion")),
+        *((name, "age") for name in ("age_at_biopsy", "approx_age", "AgeAtFirstVisit")),
+    ],
+)
+def test_usual_names_are_recognised(name: str, canonical: str) -> None:
+    rows = {"file": ["a", "b"], name: ["51", "60"], "target": ["0", "1"]}
+    assert infer_columns(pd.DataFrame(rows), {"a", "b"})[canonical] == name

@@ -98,6 +98,10 @@ def test_unclear_classes_ask_for_positive(tmp_path: Path) -> None:
         InputError, match=r"data.positive: no class 'melanom'; the classes are melanoma"
     ):
         load("image_folder", tmp_path, positive=["melanom"])
+    assert select_malignant(["Melanom", "x"], DataConfig(positive=["melanom"])) == ("Melanom",)
+    for name in ("Grade 1", "grade 1"):
+        both = ["Grade 1", "grade 1", "nv"]
+        assert select_malignant(both, DataConfig(positive=[name])) == (name,)
     with pytest.raises(InputError, match=r"data.positive: none of bcc is among the classes"):
         load("image_folder", tmp_path, positive=["bcc"])
 

@@ -41,6 +41,13 @@ def test_rows_without_a_target_may_all_be_benign(tmp_path: Path) -> None:
     assert rows["target"].tolist() == [1, 0, 0]
 
 
+def test_a_column_of_benign_is_no_target(tmp_path: Path) -> None:
+    cohort(tmp_path, "image,Benign\nI0,1\nI1,0\n")
+    data = DataConfig(name="csv", root=str(tmp_path), args={"columns": {"target": "Benign"}})
+    with pytest.raises(InputError, match="target=Benign: in a target, 1 means malignant"):
+        load_cohort(data)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_separators_and_byte_order_marks(tmp_path: Path, separator: str, encoding: str) -> None:

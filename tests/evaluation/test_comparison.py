@@ -180,3 +180,10 @@ def test_the_order_of_the_files_does_not_decide_who_the_patients_are() -> None:
         for files in ({"a": named, "b": unnamed}, {"b": unnamed, "a": named})
     ]
     assert [result["patients"] for result in results] == [10, 10]
+    halves = [np.where(np.arange(40) // 20 == part, named.patient_id, images) for part in (0, 1)]
+    first, second = (replace(named, patient_id=names) for names in halves)
+    one, other = ({"a": first, "b": second}, {"b": second, "a": first})
+    assert compare(one, resamples=20)["patients"] == compare(other, resamples=20)["patients"] == 25
+    sexes = replace(named, patient_id=np.tile(["F", "M"], 20))
+    with pytest.raises(InputError, match="a and b name different patients, first for image i1"):
+        compare({"a": named, "b": sexes}, resamples=20)

@@ -156,6 +156,16 @@ def test_labels_come_from_a_second_table(tmp_path: Path) -> None:
     assert read.unpredicted == 1
 
 
+@pytest.mark.parametrize("own", [("", ""), ("L0", "L1")])
+def test_labels_name_the_patients_of_a_file_without(tmp_path: Path, own: tuple[str, ...]) -> None:
+    text = f"image_id,patient_id,p_malignant,lesion_id\na,{own[0]},0.1,\nb,{own[1]},0.5,\n"
+    labels = "image_id,patient_id,lesion_id,target\na,P,L0,0\nb,P,L1,1\n"
+    labels_file = write(tmp_path, labels, "labels.csv")
+    read = read_predictions(write(tmp_path, text), labels=labels_file)
+    assert read.patient_id.tolist() == ["P", "P"]
+    assert read.list_units().tolist() == ["patient", "patient"]
+
+
 def test_labels_that_contradict_the_file_are_refused_and_those_without_a_prediction_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

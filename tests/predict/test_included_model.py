@@ -32,6 +32,12 @@ def test_a_prediction_without_a_checkpoint_names_the_included_model(
     pd.testing.assert_frame_equal(first, second)
     assert first["malignancy"].between(0, 1).all()
     assert find_checkpoints(INCLUDED) == [FILE]
+    foreign = table.assign(Bilddatei=table["image_name"].map("{}.jpg".format)).drop(
+        columns="image_name"
+    )
+    foreign.to_csv(tmp_path / "in.csv", index=False)
+    assert main.predict([job[0], f"output={tmp_path / 'c.csv'}"]) == 2  # not from the record alone
+    assert "no image column; rename it to one of" in capsys.readouterr().err
 
 
 def test_its_rows_are_divided_by_lesion() -> None:

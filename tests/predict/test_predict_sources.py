@@ -12,6 +12,7 @@ from quick_runs import best, cohort_of
 from tfrecord.writer import TFRecordWriter
 
 from skinmm.cli import main
+from skinmm.predict.extra_outputs import summarize_patients
 from skinmm.predict.inputs import count_rows, fingerprint, read_input
 
 Said = pytest.CaptureFixture[str]
@@ -222,6 +223,18 @@ def test_a_row_per_patient_and_the_competition_s_file(
         assert row["decision"] == worst[0]
     (reasons,) = patients[patients["patient_id"] == "P2"]["reasons"]
     assert "image nowhere.jpg not found" in reasons
+
+
+def test_without_patients_there_is_a_row_per_lesion_or_image() -> None:
+    units = {"patient_id": ["P", "", "", ""], "lesion_id": ["L1", "L2", "L2", ""]}
+    rows = pd.DataFrame({**units, "image_id": ["a", "b", "c", "d"], "error": "lost"})
+    (summary,) = summarize_patients([rows])
+    names = summary.set_index("patient_id")[["unit", "images"]].to_dict("index")
+    assert names == {
+        "P": {"unit": "patient", "images": 1},
+        "L2": {"unit": "lesion", "images": 2},
+        "d": {"unit": "image", "images": 1},
+    }
 
 
 def test_what_stands_beside_the_output_is_not_replaced_unasked(

@@ -12,6 +12,7 @@ from report_cases import Page, demo_cohort, fitted, make_run, report_file
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
 from skinmm.report import report_predictions
+from skinmm.report.inputs import read_prediction_file
 
 
 @pytest.fixture
@@ -61,6 +62,24 @@ def test_a_file_of_a_run_has_the_threshold_of_the_run(
     warning = "WARNING: The decision threshold is unknown; 0.500 is assumed. To set it, "
     warning += "add a column `threshold` with one value to the file."
     assert warning in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("cell", ["0,3", "30%", "50", "abc"])
+def test_a_threshold_that_is_no_number_is_refused(
+    cell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "vendor.csv"
+    file.write_text(f"image_id;target;p_malignant;threshold\nI0;0;0.2;{cell}\nI1;1;0.7;{cell}\n")
+    assert cli.main(["report", str(file)]) == 2
+    assert f"vendor.csv: threshold '{cell}' is not a number from 0 to 1" in capsys.readouterr().err
+
+
+def test_decisions_in_place_of_probabilities_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "vendor.csv"
+    rows = [f"I{row},{row % 2},{row % 3 % 2}" for row in range(12)]
+    file.write_text("\n".join(["image_id,target,p_malignant", *rows]))
+    (note,) = [n for n in read_prediction_file(file, pictures=False).notes if "0 or 1" in n]
+    assert note == "all probabilities are 0 or 1: are they decisions, or columns exchanged?"
 
 
 def test_the_warnings_of_the_page_are_printed(

@@ -125,6 +125,7 @@ def test_a_patient_is_who_was_named_and_nothing_else(opened: TestClient, picture
     assert kept.content == jpeg_of(pictures)  # named without its suffix
     exported = pd.read_csv(io.StringIO(opened.get("/v1/cases.csv").text))
     assert exported["patient_id"].fillna("").tolist() == ["P7", "\u00e9", "", "'=1+1"]  # no formula
+    assert exported["image_id"].tolist() == [f"case {row['case']}" for row in rows]
     for name, row in (("P7 ", rows[0]), ("e\u0301", rows[1])):
         deleted = opened.delete("/v1/cases", params={"patient_id": name}).json()["deleted"]
         assert deleted == [row["case"]]

@@ -88,8 +88,9 @@ def _match_classes(
     diagnoses: dict[str, str | None], positive: Sequence[str], available: str
 ) -> tuple[str, ...]:
     """Match class names exactly, or as synonyms of the same class of the vocabulary."""
-    chosen: set[str] = set()
-    for word in positive:
+    chosen, names = set[str](), {name.casefold(): name for name in diagnoses}
+    for stated in positive:
+        word = stated if stated in diagnoses else names.get(stated.casefold(), stated)
         diagnosis = parse_diagnosis(word)
         if diagnosis is None and word not in diagnoses:
             raise InputError(f"data.positive: no class '{word}'; the classes are {available}")

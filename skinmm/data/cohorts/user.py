@@ -86,6 +86,11 @@ def csv(
         original = split_image_columns(original)
         require_different_images(original, str(file))
         original = original.reset_index(drop=True)
+    if str(columns.get("target")).strip().lower() in ("benign", "normal", "healthy"):
+        raise InputError(
+            f"+data.args.columns.target={columns['target']}: in a target, 1 means malignant; add a "
+            "column of malignancy to the table"
+        )
     rows = _rename(original, columns, file, data.columns)
     marks = _parse_labels(rows, original, columns, data.columns, file)
     cells = rows["image_id"].tolist()
