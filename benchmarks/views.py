@@ -42,7 +42,12 @@ FROZEN = (
     *("model.freeze=true", "augment=none", "trainer.workers=0"),
     *("optimizer.lr=0.003", "trainer.batch_size=128", "trainer.max_epochs=15"),
 )
-TUNED = ("trainer.batch_size=16", "trainer.max_epochs=3", "evaluation.resamples=0")
+TUNED = (
+    "trainer.devices=1",
+    "trainer.batch_size=16",
+    "trainer.max_epochs=3",
+    "evaluation.resamples=0",
+)
 PROBE = """
 import sys, time
 import pandas as pd, torch

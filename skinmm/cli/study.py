@@ -87,7 +87,12 @@ def absolutize_paths(config: Config) -> Config:
 
 def _prepare_arm(config: Config, folder: Path, overrides: list[str]) -> Arm:
     """Prepare an arm; resume it if its folder contains a run with the same settings."""
+    from skinmm.training.trainer import uses_gpu
+
     config = absolutize_paths(replace(config, study=StudyConfig()))
+    if config.trainer.devices == "auto" and not uses_gpu(config):
+        # Batch normalisation depends on the number of processes, which arms must not choose.
+        config = replace(config, trainer=replace(config.trainer, devices=1))
     cache = config.model.cache or str(folder.parent / "features")
     config = replace(config, model=replace(config.model, cache=cache))
     if not (folder / "config.yaml").is_file() or config.overwrite:

@@ -33,13 +33,17 @@ PRECISIONS: Final[dict[str, Any]] = {"32": "32-true", "bf16": "bf16-mixed", "16"
 THREADS: Final = min(torch.get_num_threads(), count_cores())
 
 
+def uses_gpu(config: Config) -> bool:
+    """Return whether a run trains on a GPU of this machine."""
+    return torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+
+
 def build_trainer(config: Config, run: Path, epochs: int | None = None) -> pl.Trainer:
     """Build the trainer of one fold; `epochs` replaces `trainer.max_epochs`, without validation."""
     options = config.trainer
-    has_gpu = torch.cuda.is_available()
-    if options.accelerator == "gpu" and not has_gpu:
+    accelerator = "gpu" if uses_gpu(config) else "cpu"
+    if options.accelerator == "gpu" and accelerator == "cpu":
         raise InputError("trainer.accelerator=gpu: no GPU is available here; use trainer=cpu")
-    accelerator = "gpu" if has_gpu and options.accelerator != "cpu" else "cpu"
     devices, nodes = _count_processes(options.devices, accelerator)
     is_ddp = options.strategy == "ddp" or devices * nodes > 1
     if options.sync_batchnorm and is_ddp and accelerator == "cpu":

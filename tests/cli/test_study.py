@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from quick_runs import ROOT, metrics_of, quick_train
 from sklearn.metrics import roc_auc_score
 
@@ -42,6 +43,11 @@ def test_every_arm_is_a_run_of_its_own(studied: Path) -> None:
     assert (configs["age"].data.columns, configs["age"].loss.name) == (["age"], "cross_entropy")
     assert (len(configs["focal"].data.columns), configs["focal"].loss.name) == (3, "focal")
     assert not configs["age"].study.arms
+
+
+def test_the_arms_do_not_choose_their_number_of_processes(studied: Path) -> None:
+    devices = {read_config(file).trainer.devices for file in studied.glob("*/config.yaml")}
+    assert devices == {"auto" if torch.cuda.is_available() else 1}
 
 
 def test_the_table_has_the_gain_of_each_arm(studied: Path) -> None:
