@@ -288,7 +288,7 @@ def resolve_patients(table: pd.DataFrame) -> "pd.Series[Any]":
     names = [name for name in ("patient_id", "lesion_id", "image_id") if name in table]
     patients = table[names[0]].astype(object)
     for name in names[1:]:
-        patients = patients.fillna(table[name])
+        patients = patients.where(patients.notna(), table[name])
     return patients
 
 

@@ -139,7 +139,10 @@ def _fill_empty(table: pd.DataFrame, added: Mapping[str, "pd.Series[Any]"]) -> p
         for ids in (table["image_id"], *lesions):
             kept["patient_id"] = kept["patient_id"].mask(kept["patient_id"] == ids)
     return table.assign(
-        **{name: kept[name].fillna(c) if name in kept else c for name, c in added.items()}
+        **{
+            name: kept[name].where(kept[name].notna(), c) if name in kept else c
+            for name, c in added.items()
+        }
     )
 
 

@@ -101,7 +101,9 @@ def test_licences_select_images(tmp_path: Path) -> None:
 def output(lesions: list[str]) -> pd.DataFrame:
     names = ["bcc", "akiec", *(n.lower() for n in MILK_CLASSES.split(",")[2:])]
     cells = {f"p_{name}": "0.1" for name in names} | {f"half_{name}": "0.2" for name in names}
-    return pd.DataFrame({"image_id": lesions, **cells, "half_nv": "0.7", "lesion_id": lesions})
+    return pd.DataFrame(
+        {"image_id": lesions, **cells, "half_nv": "0.7", "lesion_id": lesions, "images": lesions}
+    )
 
 
 @pytest.mark.realdata

@@ -25,7 +25,7 @@ def test_a_row_says_what_it_lacked_and_is_predicted(tolerant: Path, pictures: Pa
     rows = cohort_of(tolerant).dropna(subset=["age", "sex", "site"]).head(4)
     rows = rows[["image_id", "age", "sex", "site"]].astype(object).reset_index(drop=True)
     whole = Predictor.from_checkpoints([best(tolerant)]).predict(rows, pictures)
-    assert list(whole.columns)[-1] == "missing"
+    assert list(whole.columns)[-2:] == ["missing", "lesion_id"]
     assert set(whole["missing"]) == {""}
     rows.loc[1, "image_id"] = ""
     rows.loc[2, ["age", "sex", "site"]] = None
@@ -44,12 +44,17 @@ def test_a_table_without_an_image_column_is_refused_not_guessed(
 ) -> None:
     table = tmp_path / "list.csv"
     job = ["predict", f"input={table}", f"output={tmp_path / 'out.csv'}"]
-    for header, extra in (("Datei;Nummer", []), ("Datei;age", [f"images={tmp_path}"])):
+    for header, extra in (
+        ("Datei;Nummer", []),
+        ("Datei;age", []),  # its cells name images
+        ("Datei;age", [f"images={tmp_path}"]),
+    ):
         table.write_text(f"{header}\na.jpg;50\n", encoding="utf-8")
         assert main([*job, *extra]) == 2
         error = capsys.readouterr().err
         assert "no image column; rename it to one of image_id, image_name, isic_id" in error
         assert f"(it has: {header.replace(';', ', ')})" in error
+    table.write_text("Nummer;age\n7;50\n", encoding="utf-8")
     assert main(job) == 0
     assert pd.read_csv(tmp_path / "out.csv")["missing"].tolist() == ["image|sex|site"]
 
