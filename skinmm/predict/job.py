@@ -141,11 +141,11 @@ def _require_inputs(
     config: PredictConfig, names: Sequence[str], ensemble: Ensemble, table: pd.DataFrame
 ) -> None:
     """Raise InputError if a table has no input, or images but no column known as that of images."""
-    columns = ensemble.columns
-    columns_of_table = {*names, *match_columns(names, columns).values()}
+    columns_of_table = {*names, *match_columns(names, ensemble.columns).values()}
+    if "image_id" in columns_of_table:
+        return
     has_images = config.images or table.head(50).map(_is_image_name).any(axis=None)
-    needs_names = has_images and "image" in ensemble.inputs
-    if "image_id" in columns_of_table or (columns_of_table & {*columns} and not needs_names):
+    if columns_of_table & {*ensemble.columns} and not (has_images and "image" in ensemble.inputs):
         return
     raise InputError(
         f"input={config.input}: no image column; rename it to one of "

@@ -74,8 +74,8 @@ def _describe_overlaps(cohort: pd.DataFrame, trained: pd.DataFrame, key: str) ->
 def find_overlaps(rows: pd.DataFrame, trained: pd.DataFrame) -> "pd.Series[bool]":
     """Return a mask of rows that share an image, a lesion or a patient with other rows."""
     evaluated = explode_images(rows).astype(str)
-    known = trained["image_id"].astype(str).str.removesuffix("_downsampled")
-    overlaps = evaluated["image_id"].str.removesuffix("_downsampled").isin(known)
+    trained_images = trained["image_id"].astype(str).str.removesuffix("_downsampled")
+    overlaps = evaluated["image_id"].str.removesuffix("_downsampled").isin(trained_images)
     trained, evaluated = (  # runs of earlier versions have the name of the cohort as the source
         table.assign(cohort=table.get("cohort", table["source"]).fillna(table["source"]))
         for table in (trained, evaluated)

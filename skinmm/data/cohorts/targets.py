@@ -35,8 +35,8 @@ def add_targets(cohort: "CohortTable", data: DataConfig) -> pd.DataFrame:
         target = diagnosis.astype(object)
     else:
         derived = diagnosis.notna() & (target.isna() | bool(data.positive))
-        known = [] if data.positive or not target.eq(1).any() else [BINARY[1]]
-        positive = select_malignant([*diagnosis[derived].unique().tolist(), *known], data)
+        stated = [] if data.positive or not target.eq(1).any() else [BINARY[1]]
+        positive = select_malignant([*diagnosis[derived].unique().tolist(), *stated], data)
         target = target.where(~derived, diagnosis.isin(positive).astype("float64"))
     unlabelled = target.isna()
     needed = ("diagnosis",) if data.target == "diagnosis" else ("target", "diagnosis")

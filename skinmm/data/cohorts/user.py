@@ -86,11 +86,6 @@ def csv(
         original = split_image_columns(original)
         require_different_images(original, str(file))
         original = original.reset_index(drop=True)
-    if str(columns.get("target")).strip().lower() in ("benign", "normal", "healthy"):
-        raise InputError(
-            f"+data.args.columns.target={columns['target']}: in a target, 1 means malignant; add a "
-            "column of malignancy to the table"
-        )
     rows = _rename(original, columns, file, data.columns)
     marks = _parse_labels(rows, original, columns, data.columns, file)
     cells = rows["image_id"].tolist()
@@ -158,6 +153,11 @@ def _rename(
             raise InputError(f"+data.args.columns: {name}={column}, but {file} has {available}")
         if name == "age" and is_in_months(column):
             raise InputError(f"{file}: column '{column}': {IN_YEARS}")
+        if name == "target" and column.strip().lower() in ("benign", "normal", "healthy"):
+            raise InputError(
+                f"+data.args.columns.target={column}: in a target, 1 means malignant; add a column "
+                "of malignancy to the table"
+            )
     shadowed = [name for name, column in columns.items() if name in table and name != column]
     canonical_names = {column: name for name, column in columns.items()}
     renamed = table.drop(columns=shadowed).rename(columns=canonical_names)
